@@ -1,0 +1,1 @@
+"""Things every other folder may use: errors, the registry, config sections, fast BLAS, metrics. Knows no model."""
