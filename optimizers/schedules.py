@@ -1,0 +1,149 @@
+"""Learning-rate schedules: what multiplies every learning rate at each update, in plain Python floats.
+
+All warm up linearly, so the first update already moves, reach 1 at the end of the warm-up and stand at
+exactly `final_ratio` in the last update; the decay spans what remains after the warm-up. Cosine is the usual
+choice; `wsd` (warm up, stay, decay) lets a run be extended from before its decay. To add a shape: a function
+of progress or step, a config with `build`, a row in `optimizers.SCHEDULES`.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+from pydantic import Field
+
+from utils.schema import TypedSection
+from utils.units import Duration
+
+Schedule = Callable[[int], float]
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 at progress 0 to 0 at progress 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear(progress: float) -> float:
+    """A line from 1 at progress 0 to 0 at progress 1."""
+    return 1.0 - progress
+
+
+def flat(progress: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def ramp(
+    shape: Callable[[float], float],
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    decay_steps: int,
+    final_ratio: float,
+) -> float:
+    """Multiplier of update `step` (from 0): up to 1 in the warm-up, then 1, then `shape` in the last steps.
+
+    The first update of W warm-up steps has 1 / W, the W-th has 1. The last update has exactly `final_ratio`,
+    also when it is the only one.
+    """
+    if step >= total_steps - 1:
+        return final_ratio
+    if step < warmup_steps - 1:
+        return (step + 1) / warmup_steps
+    progress = max(0.0, (step - (total_steps - 1 - decay_steps)) / decay_steps) if decay_steps else 0.0
+    return final_ratio + (1.0 - final_ratio) * shape(progress)
+
+
+def room_for_decay(total_steps: int, warmup_steps: int) -> int:
+    """Steps from the end of the warm-up to the last update. Raises ValueError when warm-up fills the run."""
+    if total_steps < 1:
+        raise ValueError(f"a schedule needs at least one step, got {total_steps}")
+    if warmup_steps >= total_steps > 1:
+        raise ValueError(
+            f"schedule.warmup is {warmup_steps} steps but the run has only {total_steps}: "
+            "shorten it, or write it as a share of the run, such as '2 %'"
+        )
+    return total_steps - max(warmup_steps, 1)
+
+
+class ScheduleConfig(TypedSection):
+    """One row of `optimizers.SCHEDULES`."""
+
+    warmup: Duration = Duration(0.02, "fraction")
+    """How long the learning rate rises from zero to its full value: `200 steps`, `10M tokens`, `2 %`."""
+
+    @abstractmethod
+    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+        """What multiplies the learning rates in update `step` (from 0) of `total_steps`.
+
+        `tokens_per_step` is read where the shape has a duration of its own, in tokens. Raises ValueError when
+        warm-up (and decay) do not fit into the run.
+        """
+
+    def build(self, total_steps: int, tokens_per_step: int) -> Schedule:
+        """Update number (from 0) -> multiplier, lengths resolved. Raises ValueError as `multiplier` does."""
+        warmup_steps = self.warmup.to_steps(tokens_per_step=tokens_per_step, total_steps=total_steps)
+        self.multiplier(0, total_steps, warmup_steps, tokens_per_step)
+        return lambda step: self.multiplier(step, total_steps, warmup_steps, tokens_per_step)
+
+
+class ConstantConfig(ScheduleConfig):
+    """Warm-up, then the full learning rate to the end."""
+
+    type: str = "constant"
+    """The row of the table."""
+
+    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+        """As the base class says."""
+        room_for_decay(total_steps, warmup_steps)
+        return ramp(flat, step, total_steps, warmup_steps, 0, 1.0)
+
+
+class CosineConfig(ScheduleConfig):
+    """Warm-up, then half a cosine down to `final_ratio`."""
+
+    type: str = "cosine"
+    """The row of the table."""
+    final_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Last learning rate as a share of the largest."""
+
+    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+        """As the base class says."""
+        decay_steps = room_for_decay(total_steps, warmup_steps)
+        return ramp(cosine, step, total_steps, warmup_steps, decay_steps, self.final_ratio)
+
+
+class LinearConfig(ScheduleConfig):
+    """Warm-up, then a straight line down to `final_ratio`."""
+
+    type: str = "linear"
+    """The row of the table."""
+    final_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Last learning rate as a share of the largest."""
+
+    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+        """As the base class says."""
+        decay_steps = room_for_decay(total_steps, warmup_steps)
+        return ramp(linear, step, total_steps, warmup_steps, decay_steps, self.final_ratio)
+
+
+class WSDConfig(ScheduleConfig):
+    """Warm up, stay at the full learning rate, decay in a line at the end (Hu et al. 2024, MiniCPM)."""
+
+    type: str = "wsd"
+    """The row of the table."""
+    decay: Duration = Duration(0.2, "fraction")
+    """How long the decay at the end takes: `20 %`, `1000 steps`, `100M tokens`."""
+    final_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Last learning rate as a share of the largest."""
+
+    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+        """As the base class says."""
+        room = room_for_decay(total_steps, warmup_steps)
+        decay_steps = self.decay.to_steps(tokens_per_step=tokens_per_step, total_steps=total_steps)
+        if decay_steps > room and total_steps > 1:
+            raise ValueError(
+                f"schedule.decay is {decay_steps} steps, but a warm-up of {warmup_steps} leaves "
+                f"{room} of {total_steps}: shorten schedule.warmup or schedule.decay"
+            )
+        return ramp(linear, step, total_steps, warmup_steps, decay_steps, self.final_ratio)

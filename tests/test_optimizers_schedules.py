@@ -1,0 +1,111 @@
+"""Schedules: exact ends, bounds, monotone parts, no jumps, and lengths that do not fit."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimizers import SCHEDULES
+from optimizers.schedules import ConstantConfig, CosineConfig, LinearConfig, ScheduleConfig, WSDConfig
+from utils.registry import look_up
+from utils.units import Duration
+
+ratios = st.floats(0.0, 1.0, allow_nan=False)
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> tuple[ScheduleConfig, list[float], int, float]:
+    """A config, all its values, its warm-up and its last ratio."""
+    total = draw(st.integers(2, 300))
+    warmup = draw(st.integers(0, total - 1))
+    ratio = draw(ratios)
+    room = total - max(warmup, 1)
+    configs = [
+        (ConstantConfig(), 1.0),
+        (CosineConfig(final_ratio=ratio), ratio),
+        (LinearConfig(final_ratio=ratio), ratio),
+        (WSDConfig(decay=Duration(draw(st.integers(1, room)), "steps"), final_ratio=ratio), ratio),
+    ]
+    config, last = draw(st.sampled_from(configs))
+    return config, [config.multiplier(step, total, warmup) for step in range(total)], warmup, last
+
+
+@settings(max_examples=150, deadline=None)
+@given(curves())
+def test_every_curve_rises_from_above_zero_then_falls_to_exactly_the_last_ratio(
+    curve: tuple[ScheduleConfig, list[float], int, float],
+) -> None:
+    config, values, warmup, last = curve
+    assert values[-1] == last
+    assert values[0] > 0 or len(values) == 1
+    assert all(0 <= value <= 1 for value in values)
+    peak = max(warmup, 1) - 1
+    assert values[peak] == 1.0
+    assert all(one < other for one, other in zip(values[:peak], values[1 : peak + 1], strict=True))
+    assert all(other <= one + 1e-15 for one, other in zip(values[peak:], values[peak + 1 :], strict=False))
+
+
+@settings(max_examples=150, deadline=None)
+@given(curves())
+def test_no_curve_jumps(curve: tuple[ScheduleConfig, list[float], int, float]) -> None:
+    config, values, warmup, last = curve
+    decay_steps = len(values) - max(warmup, 1)
+    if isinstance(config, WSDConfig):
+        decay_steps = int(config.decay.value)
+    steepest = max(1 / max(warmup, 1), math.pi / 2 * (1 - last) / decay_steps)
+    for one, other in zip(values, values[1:], strict=False):
+        assert abs(other - one) <= steepest + 1e-12
+
+
+@pytest.mark.parametrize("row", sorted(SCHEDULES))
+def test_every_row_builds_from_its_defaults_for_any_length(row: str) -> None:
+    for total_steps in (1, 2, 3, 7, 50, 1000):
+        schedule = look_up(SCHEDULES, row, "schedule")().build(total_steps=total_steps, tokens_per_step=1024)
+        values = [schedule(step) for step in range(total_steps)]
+        assert all(0 <= value <= 1 for value in values)
+        assert values[0] > 0 or total_steps == 1
+
+
+def test_known_values() -> None:
+    cosine = CosineConfig(final_ratio=0.1)
+    assert [cosine.multiplier(step, 104, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert cosine.multiplier(53, 104, 4) == pytest.approx(0.55)
+    linear = LinearConfig(final_ratio=0.0)
+    assert [linear.multiplier(step, 5, 0) for step in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    wsd = WSDConfig(decay=Duration(0.4, "fraction"), final_ratio=0.2)
+    values = [wsd.multiplier(step, 10, 2) for step in range(10)]
+    assert values == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert ConstantConfig().multiplier(99, 100, 3) == 1.0
+
+
+def test_warmup_is_resolved_from_steps_tokens_and_shares() -> None:
+    for text in ("20 steps", "20k tokens", "10 %"):
+        schedule = LinearConfig(warmup=Duration.parse(text)).build(total_steps=200, tokens_per_step=1000)
+        assert schedule(0) == 0.05
+        assert schedule(18) == 0.95
+        assert schedule(19) == 1.0
+        assert schedule(20) < 1.0
+
+
+def test_wsd_decay_may_be_given_in_tokens() -> None:
+    schedule = WSDConfig(warmup=Duration(0, "steps"), decay=Duration(10_000, "tokens")).build(100, 1000)
+    assert schedule(89) == 1.0
+    assert schedule(90) == pytest.approx(0.9)
+    assert schedule(99) == 0.0
+
+
+@pytest.mark.parametrize("row", sorted(SCHEDULES))
+def test_a_warmup_as_long_as_the_run_is_refused_with_a_way_out(row: str) -> None:
+    config = look_up(SCHEDULES, row, "schedule")(warmup=Duration(200, "steps"))
+    with pytest.raises(ValueError, match=r"warmup is 200 steps but the run has only 20: .*'2 %'"):
+        config.build(total_steps=20, tokens_per_step=1)
+
+
+def test_a_decay_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="decay is 90 steps, but a warm-up of 20 leaves 80 of 100"):
+        WSDConfig(warmup=Duration(20, "steps"), decay=Duration(0.9, "fraction")).build(100, 1)
+    with pytest.raises(ValueError, match="at least one step"):
+        CosineConfig().build(0, 1)
+    with pytest.raises(ValueError, match="final_ratio"):
+        CosineConfig(final_ratio=1.5)
