@@ -56,11 +56,7 @@ def format_count(count: float) -> str:
     """Three significant digits for people: 13_800_000 -> `13.8M`."""
     for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if abs(count) >= scale * 0.9995:
-            return (
-                f"{count / scale:.3g}{suffix}"
-                if abs(count) < scale * 999.5
-                else f"{count / scale:.0f}{suffix}"
-            )
+            return f"{count / scale:.3g}{suffix}" if abs(count) < scale * 999.5 else f"{count / scale:.0f}{suffix}"
     return f"{count:.3g}" if count != round(count) else str(round(count))
 
 
@@ -134,9 +130,7 @@ class Duration:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        written = core_schema.plain_serializer_function_ser_schema(
-            str, return_schema=core_schema.str_schema()
-        )
+        written = core_schema.plain_serializer_function_ser_schema(str, return_schema=core_schema.str_schema())
         return core_schema.no_info_plain_validator_function(cls.parse, serialization=written)
 
     @classmethod
