@@ -1,0 +1,124 @@
+"""Backends of the tokenizer: training byte-level BPE, building plain bytes, reading `tokenizer.json` folders.
+
+The patterns are GPT-2's and Llama 3's, character for character, because programs that load a GGUF file know exactly
+these. They run as a `Split` before a `ByteLevel` that does not split again. To add a pattern, add it to `PATTERNS`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from utils.errors import DataError
+
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+USUAL_NAMES = {
+    "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]"),
+    "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[BOS]"),
+}
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each byte 0 to 255 (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = {byte: 256 + rank for rank, byte in enumerate(byte for byte in range(256) if byte not in plain)}
+    return [chr(shifted.get(byte, byte)) for byte in range(256)]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str, special_tokens: list[str]) -> tokenizers.Tokenizer:
+    """Byte-level BPE; special tokens get the first ids. The vocabulary is smaller when the texts run out of pairs."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PATTERNS[pattern]), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=byte_characters(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def new_byte_level(special_tokens: list[str]) -> tokenizers.Tokenizer:
+    """Byte-level BPE without merges: byte b is id b, special tokens follow from 256 on."""
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(special_tokens)
+    return backend
+
+
+def could_be_text(token: str, pattern: str) -> bool:
+    """Whether the pattern takes the token as one word, so that merges could make an equal token out of text."""
+    return len(pre_tokenizers.Split(Regex(PATTERNS[pattern]), behavior="isolated").pre_tokenize_str(token)) < 2
+
+
+def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, Path]:
+    """The backend of a `tokenizer.json` or a folder with one, and the folder. Raises DataError."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such tokenizer file; train one with tools/train-tokenizer.py or set data.tokenizer.path"
+        )
+    try:
+        text = file.read_text(encoding="utf-8")
+        kind = json.loads(text)["model"]["type"]
+        # Exceptions of the tokenizers package are bare `Exception`s, so the two checks above come first.
+        return tokenizers.Tokenizer.from_str(text), file.parent
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not a tokenizer.json of Hugging Face tokenizers ({error})") from error
+    except Exception as error:
+        raise DataError(f"{file}: the tokenizers package cannot load this {kind} tokenizer: {error}") from error
+
+
+def special_names(backend: tokenizers.Tokenizer, folder: Path, bos: str | None, eos: str | None) -> dict[str, str]:
+    """Role to token: what was asked for, else what the config files beside the tokenizer say, else usual names.
+
+    Raises DataError, naming the special tokens there are, when no eos is found or a token does not exist.
+    """
+    names = _configured_names(folder)
+    names.update({role: token for role, token in (("bos", bos), ("eos", eos)) if token})
+    for role, usual in USUAL_NAMES.items():
+        present = [token for token in usual if backend.token_to_id(token) is not None]
+        if role not in names and present:
+            names[role] = present[0]
+    there = ", ".join(token.content for token in backend.get_added_tokens_decoder().values()) or "none"
+    if "eos" not in names:
+        raise DataError(f"{folder}: which token ends a document? set data.tokenizer.eos to one of: {there}")
+    for role in ("bos", "eos"):
+        if role in names and backend.token_to_id(names[role]) is None:
+            raise DataError(f"{folder}: the tokenizer has no {role} token '{names[role]}'; its special ones: {there}")
+    return {role: token for role, token in names.items() if backend.token_to_id(token) is not None}
+
+
+def _configured_names(folder: Path) -> dict[str, str]:
+    """Roles and tokens of `special_tokens_map.json` and `tokenizer_config.json`; the latter wins."""
+    names: dict[str, str] = {}
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        if file.is_file():
+            for key, value in _read_json(file).items():
+                token = value.get("content") if isinstance(value, dict) else value
+                if key.endswith("_token") and isinstance(token, str):
+                    names[key.removesuffix("_token")] = token
+    return names
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,223 @@
+"""Tokenizers: lossless, deterministic, deaf to special tokens in text, and the same in transformers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenizers import pre_tokenizers
+
+from data.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, FileTokenizerConfig, Tokenizer
+from data.tokenizer_files import PATTERNS, byte_characters
+from utils.errors import DataError
+
+CORPUS = [
+    "def walk(self):\n    return [x for x in self.items if x > 12345]\n" * 5,
+    "The cat sat on the mat, and it didn't move. " * 8,
+    "caf\u00e9 \u3042\u3044 \U0001f600 \r\n\t tabs  and   spaces\n\n\n" * 4,
+    "<|endoftext|> <pad> special words as text <|endoftext|>" * 6,
+]
+TRICKY = [
+    "",
+    " ",
+    "\n\n\n",
+    " hello  world . , 's DON'T",
+    "a\0b\x7f\x80\xff",
+    "1234567 89",
+    "<|endoftext|>",
+    "x<pad>y",
+    "\ufeffbom\u2028",
+    "\U0001f468\u200d\U0001f469",
+]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+SPECIAL = {"eos": "<|endoftext|>", "pad": "<pad>", "mask": "<|mask|>", "user": "<|user|>"}
+
+gpt2 = BPETokenizerConfig(vocab_size=400, pretokenizer="gpt2", special_tokens=SPECIAL).build(CORPUS)
+llama3 = BPETokenizerConfig(vocab_size=400, special_tokens=SPECIAL).build(CORPUS)
+plain = BytesTokenizerConfig(special_tokens=SPECIAL).build()
+ALL = pytest.mark.parametrize("tokenizer", [gpt2, llama3, plain], ids=["gpt2", "llama3", "bytes"])
+
+
+@ALL
+@settings(max_examples=150, deadline=None)
+@given(text=TEXTS)
+def test_decoding_gives_back_every_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.encode_batch([text, "x"]) == [ids, tokenizer.encode("x")]
+
+
+@ALL
+def test_special_tokens_written_out_are_ordinary_text(tokenizer):
+    special = {tokenizer.special_id(role) for role in SPECIAL}
+    for text in [*TRICKY, *SPECIAL.values()]:
+        assert not special & set(tokenizer.encode(text))
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode([tokenizer.eos_id]) == ""
+    assert tokenizer.decode([tokenizer.eos_id], skip_special_tokens=False) == "<|endoftext|>"
+
+
+def test_bytes_are_their_own_ids_with_specials_behind():
+    assert plain.encode("a\u00e9\0") == [97, 0xC3, 0xA9, 0]
+    assert [plain.special_id(role) for role in SPECIAL] == [256, 257, 258, 259]
+    assert plain.vocab_size == 260 == BytesTokenizerConfig(special_tokens=SPECIAL).expected_vocab_size()
+    assert plain.bos_id == plain.eos_id == 256
+
+
+def test_byte_characters_are_the_alphabet_of_the_tokenizers_package():
+    assert sorted(byte_characters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert byte_characters()[ord("A")] == "A"
+    assert byte_characters()[ord(" ")] == "\u0120"
+
+
+def test_vocab_size_counts_specials_and_all_256_bytes_are_there():
+    assert llama3.vocab_size == 400
+    assert all(llama3.backend.token_to_id(character) is not None for character in byte_characters())
+    assert BPETokenizerConfig(vocab_size=5000).build(["tiny"]).vocab_size < 300
+
+
+def test_pretokenizers_differ_as_their_models_do():
+    numbers = BPETokenizerConfig(vocab_size=600).build(["1234567 " * 50])
+    assert [numbers.decode([token]) for token in numbers.encode("1234567")] == ["123", "456", "7"]
+    numbers = BPETokenizerConfig(vocab_size=600, pretokenizer="gpt2").build(["1234567 " * 50])
+    assert [numbers.decode([token]) for token in numbers.encode("1234567")] == ["1234567"]
+
+
+def test_gpt2_pattern_cuts_as_the_package_own_gpt2_pretokenizer():
+    own = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    ours = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PATTERNS["gpt2"]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    for text in [*CORPUS, *TRICKY]:
+        assert [word for word, _ in ours.pre_tokenize_str(text)] == [word for word, _ in own.pre_tokenize_str(text)]
+
+
+def test_training_is_the_same_in_another_process_and_in_another_order():
+    program = (
+        "from data.tokenizer import BPETokenizerConfig as C; import json, sys; "
+        "print(C(vocab_size=400, special_tokens=json.loads(sys.argv[2])).build(json.loads(sys.argv[1])).hash)"
+    )
+    arguments = [sys.executable, "-c", program, json.dumps(CORPUS[::-1]), json.dumps(SPECIAL)]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip() == llama3.hash
+
+
+@ALL
+def test_saving_and_loading_keeps_hash_roles_and_ids(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.hash == tokenizer.hash
+    assert (again.bos_id, again.eos_id, again.vocab_size) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
+    assert again.special_tokens == tokenizer.special_tokens
+    assert all(again.encode(text) == tokenizer.encode(text) for text in TRICKY)
+
+
+def test_hash_tells_vocabularies_and_ends_apart():
+    hashes = {
+        tokenizer.hash
+        for tokenizer in (
+            gpt2,
+            llama3,
+            plain,
+            BytesTokenizerConfig().build(),
+            BytesTokenizerConfig(special_tokens={**SPECIAL, "bos": "<pad>"}).build(),
+        )
+    }
+    assert len(hashes) == 5
+
+
+@ALL
+@pytest.mark.parametrize("model_type", [None, "llama", "qwen3"])
+def test_transformers_loads_the_folder_and_encodes_the_same(tokenizer, model_type, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 400}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*CORPUS[:3], *(text for text in TRICKY if "<" not in text)]:
+        assert theirs.encode(text) == tokenizer.encode(text)
+        assert theirs.decode(theirs.encode(text)) == text
+    assert theirs.bos_token_id == theirs.eos_token_id == tokenizer.eos_id
+    assert theirs.pad_token_id == tokenizer.special_id("pad")
+    assert len(theirs) == tokenizer.vocab_size
+
+
+def existing(folder, config=None, special=("<s>", "</s>")):
+    """A tokenizer.json made by other hands, with padding and truncation left switched on."""
+    backend = BytesTokenizerConfig(special_tokens={"eos": "<|x|>"}).build().backend
+    backend.add_special_tokens(list(special))
+    backend.enable_padding(length=50)
+    backend.enable_truncation(3)
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_existing_tokenizer_gives_its_ends_by_config_by_name_or_by_wish(tmp_path):
+    by_name = FileTokenizerConfig(path=str(existing(tmp_path / "a"))).build()
+    assert (by_name.bos_id, by_name.eos_id) == (257, 258)
+    assert by_name.encode("abcdef") == [97, 98, 99, 100, 101, 102]
+    config = {"eos_token": {"content": "<|x|>"}, "bos_token": None}
+    by_config = Tokenizer.load(existing(tmp_path / "b", config))
+    assert (by_config.bos_id, by_config.eos_id) == (257, 256)
+    wished = FileTokenizerConfig(path=str(existing(tmp_path / "c", config) / "tokenizer.json"), bos="</s>", eos="<s>")
+    assert (wished.build().bos_id, wished.build().eos_id) == (258, 257)
+    assert wished.expected_vocab_size() == 259
+
+
+def test_an_existing_tokenizer_without_ends_lists_its_special_tokens(tmp_path):
+    folder = existing(tmp_path / "a", special=("<begin>",))
+    with pytest.raises(DataError, match=r"set data\.tokenizer\.eos to one of: <\|x\|>, <begin>"):
+        Tokenizer.load(folder)
+    assert Tokenizer.load(folder, eos="<begin>").bos_id == 257
+    with pytest.raises(DataError, match="no eos token '<nope>'"):
+        Tokenizer.load(folder, eos="<nope>")
+
+
+def test_missing_and_broken_tokenizer_files_are_told(tmp_path):
+    config = FileTokenizerConfig(path=str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match="no such tokenizer file; train one with"):
+        config.build()
+    assert config.expected_vocab_size() is None
+    assert "no such tokenizer file" in config.find_problems()[0]
+    for content in (
+        b"not json",
+        b"{}",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"model": {"type": "BPE"}}',
+        b'{"model": {"type": "Z"}}',
+    ):
+        (tmp_path / "tokenizer.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"tokenizer\.json: "):
+            Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"vocab_size": 256}, "greater than 256"),
+        ({"vocab_size": 257, "special_tokens": SPECIAL}, "less than the 256 bytes and 4 special tokens"),
+        ({"special_tokens": {"pad": "<pad>"}}, "an 'eos' token is needed"),
+        ({"special_tokens": {"eos": "END"}}, "could be learned as a word"),
+        ({"special_tokens": {"eos": "x"}}, "too short"),
+    ],
+)
+def test_impossible_sections_are_refused(values, message):
+    with pytest.raises(ValidationError, match=message):
+        BPETokenizerConfig(**values)
+
+
+def test_an_absent_role_is_told():
+    with pytest.raises(DataError, match=r"no 'cls' token .*eos: <\|endoftext\|>"):
+        plain.special_id("cls")
