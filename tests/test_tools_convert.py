@@ -1,0 +1,61 @@
+"""The export command as a person calls it, and the command line's way of saying what is wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import save_run, small_config, small_tokenizer
+
+ROOT = Path(__file__).parent.parent
+CONVERT = ["tools/convert-to-mlx-lm.py"]
+GENERATE = ["-m", "core.generation"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs") / "run", small_config(), small_tokenizer(), {3: 0})
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+
+
+def test_convert_says_what_it_wrote_and_what_it_writes_generates(run: Path, tmp_path: Path) -> None:
+    done = start(*CONVERT, "--run", run, "--out-path", tmp_path / "out", "--dtype", "bfloat16", "--checkpoint", "3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bfloat16, raw weights of" in done.stdout
+    assert f"--model {tmp_path / 'out'}" in done.stdout
+    done = start(*GENERATE, "--model", tmp_path / "out", "--prompt", "ab", "--max-tokens", "3", "--temp", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ab")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([*CONVERT, "--run", "RUN"], "--out-path"),
+        ([*CONVERT, "--run", "RUN", "--out-path", "OUT", "--dtype", "int8"], "invalid choice: 'int8'"),
+        ([*CONVERT, "--run", "runs/nowhere", "--out-path", "OUT"], "there is no run runs/nowhere"),
+        ([*CONVERT, "--run", "RUN", "--out-path", "RUN"], "exists"),
+        ([*CONVERT, "--run", "RUN", "--out-path", "/proc/nowhere/out"], "cannot write /proc/nowhere/out"),
+        ([*GENERATE, "--prompt", "a"], "one of the arguments --run --model is required"),
+        ([*GENERATE, "--run", "RUN", "--checkpoint", "9"], "no checkpoint of step 9; there are steps 3"),
+        ([*GENERATE, "--run", "RUN", "--temp", "-1"], "temp is -1.0"),
+        ([*GENERATE, "--run", "RUN", "--tem", "1"], "unrecognized arguments: --tem 1"),
+    ],
+)
+def test_mistakes_are_one_error_line_and_exit_code_2(
+    run: Path, tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    places = {"RUN": str(run), "OUT": str(tmp_path / "out")}
+    done = start(*[places.get(argument, argument) for argument in arguments])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
+    assert not (tmp_path / "out").exists()
