@@ -1,0 +1,20 @@
+"""How fast this machine multiplies float32 matrices: the one number that decides how fast it trains.
+
+Imports MLX only when called, so that the caller decides which BLAS came first.
+"""
+
+import time
+
+
+def matmul_gflops(size: int, num_repeats: int = 5) -> float:
+    """GFLOP/s of a float32 product of two `size` x `size` matrices: 2 size^3 operations, the best of `num_repeats`."""
+    import mlx.core as mx
+
+    a, b = mx.random.normal((2, size, size))
+    mx.eval(a @ b)
+    seconds = []
+    for _ in range(num_repeats):
+        start = time.perf_counter()
+        mx.eval(a @ b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / 1e9
