@@ -21,7 +21,7 @@ from utils.yaml_file import Mapping, Node, Scalar, Sequence, describe, scalar_te
 FAILED = object()
 """What a value becomes once its problem has been reported. Pydantic refuses it, so no validator sees it."""
 
-FLAGS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
+FLAGS: dict[str, bool] = {word: word in ("true", "yes", "on") for word in ("true", "yes", "on", "false", "no", "off")}
 
 
 def build(annotation: Any, node: Node, problems: list[str], path: str = "") -> Any:
@@ -62,10 +62,9 @@ def _coerce_union(choices: tuple, metadata: AnySequence[Any], node: Node, path: 
     others = [choice for choice in choices if choice is not types.NoneType]
     if len(others) == 1:
         return _coerce(others[0], metadata, node, path, problems)
-    if isinstance(node, Scalar) and isinstance(node.value, str):
-        others.sort(key=lambda choice: choice is str)
-    natural = [choice for choice in others if isinstance(node, Scalar) and type(node.value) is choice]
-    for choice in natural + others:
+    # Text is the last resort: `500M` is a number wherever one is declared.
+    written = type(node.value) if isinstance(node, Scalar) else None
+    for choice in sorted(others, key=lambda choice: (choice is str, choice is not written)):
         attempt: list[str] = []
         value = _coerce(choice, metadata, node, path, attempt)
         if not attempt:
@@ -186,7 +185,8 @@ def _validate(section: type[Section], values: dict[str, Any], node: Mapping, pat
 
 def _report(detail: ErrorDetails, node: Mapping, path: str, problems: list[str]) -> None:
     cause = detail.get("ctx", {}).get("error")
-    for below, reason in cause.misfits if isinstance(cause, Misfits) else [("", _reason(detail))]:
+    seen, _ = _nearest(node, path, list(detail["loc"]))
+    for below, reason in cause.misfits if isinstance(cause, Misfits) else [("", _reason(detail, seen))]:
         steps = [*detail["loc"], *(below.split(".") if below else [])]
         nearest, where = _nearest(node, path, steps)
         if below or detail["type"] == "missing":
@@ -206,13 +206,15 @@ def _nearest(node: Node, path: str, steps: list[Any]) -> tuple[Node, str]:
     return node, path
 
 
-def _reason(detail: ErrorDetails) -> str:
+def _reason(detail: ErrorDetails, seen: Node) -> str:
     if detail["type"] == "missing":
         return "is required, but missing"
     if detail["type"] in ("value_error", "assertion_error"):
         return str(detail.get("ctx", {}).get("error", detail["msg"]))
+    if detail["type"] == "none_required":
+        return f"expected null, got {describe(seen)}"
     message = detail["msg"].removeprefix("Input ").replace("should be", "must be")
-    return f"{message}, got {scalar_text(detail['input'])}"
+    return f"{message}, got {describe(seen) if isinstance(seen, Scalar) else scalar_text(detail['input'])}"
 
 
 def _join(path: str, key: str) -> str:

@@ -155,6 +155,7 @@ class _Reader:
             return Sequence(tuple(self.read(item, depth + 1) for item in node.value), place)
         if isinstance(node, yaml.MappingNode):
             return Mapping(self.entries(node, depth), place)
+        assert isinstance(node, yaml.ScalarNode)
         return Scalar(node.value, natural_value(node.value) if node.style is None else node.value, place)
 
     def entries(self, mapping: yaml.MappingNode, depth: int) -> dict[str, Node]:
@@ -181,7 +182,7 @@ def natural_value(text: str) -> Any:
     """What an unquoted scalar is by the core rules of YAML 1.2: null, true, false, a finite number or text."""
     if text in CONSTANTS:
         return CONSTANTS[text]
-    if INTEGER.fullmatch(text) and len(text) < 20:
+    if INTEGER.fullmatch(text) and len(text) < 100:
         return int(text)
     if FLOAT.fullmatch(text) and math.isfinite(float(text)):
         return float(text)
