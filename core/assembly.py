@@ -1,0 +1,207 @@
+"""From a config to the parts of a run, and from a checkpoint back into them.
+
+`build_parts` wires dataset, model, objective and optimizer in the order in which they need each other: the tokenizer
+gives the vocabulary, the vocabulary the model, the model the optimizer's groups. `take_snapshot` and `restore` are
+each other's inverse. To make something else part of a checkpoint, add it to both.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from core.checkpoint import Restored, Snapshot, newest_valid
+from core.config import Config
+from core.guard import Guard, initial_guard
+from core.objectives.base import Objective, ObjectiveConfig
+from core.plan import Plan, make_plan
+from core.precision import resolve_precision
+from data.sources import TextSourceConfig
+from data.tokenizer import Tokenizer
+from models.weights import load_weights, read_folder
+from utils.errors import CheckpointError, ConfigError, DataError
+
+GUARD_PREFIX = "guard."
+OPTIMIZER_PREFIX = "optimizer."
+
+
+class Parts(NamedTuple):
+    """What the loop works with."""
+
+    dataset: Any
+    model_config: Any
+    model: nn.Module
+    objective: Objective
+    optimizer: Any
+    guard: Guard
+    ema: dict[str, Any] | None
+    """A tree like the model's parameters, or None."""
+    plan: Plan
+
+
+class Progress(NamedTuple):
+    """Counters of a run: JSON, and together with `Parts` all that resuming needs."""
+
+    step: int = 0
+    tokens: int = 0
+    data: dict[str, int] | None = None
+    """The loader's state: where the next batch begins."""
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
+    evaluated_step: int = -1
+    """The step of the last evaluation, so that a resumed run neither skips nor repeats one."""
+    skipped_updates: int = 0
+    seconds: float = 0.0
+    """Time spent training so far, over all starts."""
+
+
+def build_parts(config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Parts:
+    """All parts of a run at step 0. `tokenizer`: the run's own, when it is resumed."""
+    if tokenizer is None and config.init_from is not None:
+        tokenizer = initial_tokenizer(Path(config.init_from), say)
+    dataset = build_dataset(config, group, tokenizer, say)
+    model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
+    model = model_config.build(seed=config.seed)
+    if config.init_from is not None:
+        say(f"weights from {initialise_from(model, config.init_from)}")
+    objective = config.objective.build(dataset.tokenizer.vocab_size)
+    optimizer = config.optimizer.build(model.trainable_parameters())
+    precision = resolve_precision(config.training.precision)
+    plan = make_plan(
+        config,
+        model_config,
+        precision=precision,
+        optimizer_bytes=sum(array.nbytes for array in optimizer.state_dict().values()),
+        world_size=group.size,
+        rows_per_epoch=dataset.rows_per_epoch,
+    )
+    ema = copy_tree(model.trainable_parameters()) if config.training.weight_ema else None
+    return Parts(dataset, model_config, model, objective, optimizer, initial_guard(precision), ema, plan)
+
+
+def build_dataset(config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Any:
+    """The dataset on every rank; the main one prepares it, the others find it in the cache."""
+    if not group.is_main:
+        group.barrier()
+        return config.data.build(config.seed, tokenizer=tokenizer, report=lambda line: None)
+    try:
+        return config.data.build(config.seed, tokenizer=tokenizer, report=say)
+    finally:
+        group.barrier()
+
+
+def complete_model_config(config: Config, num_tokens: int) -> Any:
+    """The model section with its vocabulary filled in: the tokenizer's, and what the objective reserves.
+
+    Raises:
+        ConfigError: `model.vocab_size` is given and too small.
+    """
+    objective: ObjectiveConfig = config.objective
+    needed = num_tokens + objective.num_reserved_tokens
+    given = config.model.vocab_size
+    if given is None:
+        return config.model.model_copy(update={"vocab_size": needed})
+    if given < needed:
+        raise ConfigError(
+            f"model.vocab_size is {given}, and tokenizer and objective need {needed}: raise it, or leave it out"
+        )
+    return config.model
+
+
+def initial_tokenizer(source: Path, say: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer that belongs to the weights of `init_from`: other ids would make them worthless."""
+    folder = source / "tokenizer" if (source / "tokenizer").is_dir() else source
+    if not (folder / "tokenizer.json").exists():
+        return None
+    say(f"tokenizer from {folder}, which init_from's weights were trained with; data.tokenizer is not used")
+    return Tokenizer.load(folder)
+
+
+def initialise_from(model: nn.Module, source: str) -> Path:
+    """Load the weights of a run's newest checkpoint, or of an mlx-lm folder, into `model`.
+
+    Raises:
+        CheckpointError: there is no such folder, or names or shapes do not fit.
+    """
+    folder = Path(source)
+    if (folder / "checkpoints").is_dir():
+        folder = newest_valid(folder / "checkpoints", warn=lambda line: None) or folder
+    if not folder.is_dir():
+        raise CheckpointError(f"init_from: there is no folder {source}")
+    _, weights = read_folder(folder)
+    load_weights(model, {name: array.astype(mx.float32) for name, array in weights.items()})
+    return folder
+
+
+def copy_tree(tree: Any) -> Any:
+    """The same arrays in new containers."""
+    return tree_map(lambda array: array, tree)
+
+
+def host_arrays(flat: Iterable[tuple[str, mx.array]]) -> dict[str, np.ndarray]:
+    """Views on the host of arrays that nothing changes any more; evaluates them."""
+    pairs = list(flat)
+    mx.eval([array for _, array in pairs])
+    return {name: np.asarray(array) for name, array in pairs}
+
+
+def take_snapshot(parts: Parts, progress: Progress, *, seed: int, is_best: bool) -> Snapshot:
+    """Everything of the run at this step. The arrays are views: MLX arrays never change, they are replaced."""
+    state = {OPTIMIZER_PREFIX + name: array for name, array in parts.optimizer.state_dict().items()}
+    state |= {GUARD_PREFIX + name: array for name, array in parts.guard.items()}
+    ema = None if parts.ema is None else host_arrays(tree_flatten(parts.ema))
+    tokenizer: Tokenizer = parts.dataset.tokenizer
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    return Snapshot(
+        step=progress.step,
+        model=host_arrays(tree_flatten(parts.model.parameters())),
+        optimizer=host_arrays(state.items()),
+        ema=ema,
+        state=progress._asdict() | {"seed": seed, "tokenizer_hash": tokenizer.hash},
+        hf_config=parts.model_config.to_hf() | special,
+        is_best=is_best,
+    )
+
+
+def restore(parts: Parts, restored: Restored) -> Progress:
+    """Put a checkpoint into `parts`, in place.
+
+    Raises:
+        CheckpointError: names or shapes do not fit the config.
+        DataError: the checkpoint was trained with another tokenizer.
+    """
+    tokenizer_hash = restored.state["tokenizer_hash"]
+    if tokenizer_hash != parts.dataset.tokenizer.hash:
+        raise DataError(
+            f"the checkpoint was trained with tokenizer {tokenizer_hash[:12]}, the data has "
+            f"{parts.dataset.tokenizer.hash[:12]}: put the run's tokenizer folder back"
+        )
+    load_weights(parts.model, {name: mx.array(array) for name, array in restored.model.items()})
+    parts.optimizer.load_state(_without_prefix(restored.optimizer, OPTIMIZER_PREFIX))
+    guard = _without_prefix(restored.optimizer, GUARD_PREFIX)
+    for name, array in parts.guard.items():
+        parts.guard[name] = guard.get(name, array)
+    if parts.ema is not None and restored.ema is not None:
+        ema = tree_unflatten([(name, mx.array(array)) for name, array in restored.ema.items()])
+        parts.ema.update(ema)
+    return Progress(**{name: restored.state[name] for name in Progress._fields})
+
+
+def _without_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, mx.array]:
+    return {name[len(prefix) :]: mx.array(array) for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def evaluation_dataset(config: Config, tokenizer: Tokenizer, text: Path | None) -> Any:
+    """A run's dataset, or one whose held-out text is the file `text`. Raises DataError when that is missing."""
+    data = config.data
+    if text is not None:
+        if not text.is_file():
+            raise DataError(f"there is no file {text} to evaluate on")
+        source = TextSourceConfig(path=str(text))
+        update = {"sources": (source,), "validation_sources": (), "validation_fraction": 1.0}
+        data = data.model_copy(update=update)
+    return data.build(config.seed, tokenizer=tokenizer, report=lambda line: None)

@@ -1,0 +1,52 @@
+"""`--dry-run`: check everything that can be checked and print the plan, allocating nothing.
+
+Models are counted by formula; MLX is lazy, so parameters and optimizer state are described but never made. Data or a
+tokenizer that is not there yet is a warning here, because a config is often checked before its corpus is downloaded.
+"""
+
+import sys
+from pathlib import Path
+
+from mlx.utils import tree_flatten
+
+from core.assembly import complete_model_config
+from core.config import Config
+from core.plan import disk_warning, make_plan, rows
+from core.precision import resolve_precision
+from core.progress import show_rows
+from core.run import run_folder
+from utils.units import format_count
+
+
+def dry_run(config: Config) -> int:
+    """Print the plan of `config`; 0. Raises ConfigError for what cannot work on any machine."""
+    warnings = [*config.data.find_problems()]
+    num_tokens = config.data.tokenizer.expected_vocab_size()
+    if num_tokens is None:
+        guess = config.model.vocab_size or 32000
+        num_tokens = guess - config.objective.num_reserved_tokens
+        warnings.append(f"the tokenizer is not there yet: counting with a vocabulary of {guess:,}")
+    model_config = complete_model_config(config, num_tokens)
+    parameters = model_config.build(seed=config.seed).trainable_parameters()
+    optimizer_bytes = sum(array.nbytes for array in config.optimizer.build(parameters).state_dict().values())
+    config.objective.build(num_tokens)
+    counted = sum(array.size for _, array in tree_flatten(parameters))
+    assert counted == model_config.num_params(), (counted, model_config.num_params())
+    rows_per_epoch = None
+    if config.training.duration.unit == "epochs":
+        warnings.append("steps of an epoch are known once the data is prepared: counting one step an epoch")
+        rows_per_epoch = config.rows_per_batch
+    plan = make_plan(
+        config,
+        model_config,
+        precision=resolve_precision(config.training.precision),
+        optimizer_bytes=optimizer_bytes,
+        rows_per_epoch=rows_per_epoch,
+    )
+    vocabulary = [("vocabulary", f"{model_config.vocab_size:,} ({format_count(num_tokens)} of the tokenizer)")]
+    print(f"plan of {run_folder(config)} (dry run: nothing is allocated or written)")
+    print(show_rows([*vocabulary, *rows(plan, Path(config.out_dir))]))
+    for line in (*warnings, disk_warning(plan, Path(config.out_dir))):
+        if line:
+            print(f"warning: {line}", file=sys.stderr)
+    return 0

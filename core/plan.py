@@ -1,0 +1,216 @@
+"""The plan of a run: what will happen, in numbers, before anything is spent.
+
+Parameters, tokens and steps are exact: the loop takes them from here. Memory and time are estimates and say so. The
+disk a run needs is checked against what is free. To add a line, add a field to `Plan` and a row to `rows`.
+"""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from core.config import Config
+from utils.errors import ConfigError
+from utils.units import Duration, format_count
+
+
+class Periods(NamedTuple):
+    """How often each periodic thing happens, in steps; None: never."""
+
+    log: int
+    evaluate: int | None
+    sample: int | None
+    checkpoint: int | None
+
+
+class Plan(NamedTuple):
+    """Everything the loop counts by."""
+
+    num_params: int
+    sequence_length: int
+    batch_size: int
+    micro_batch_size: int
+    world_size: int
+    total_steps: int
+    warmup_steps: int
+    periods: Periods
+    rows_per_epoch: int | None
+    flops_per_token: int
+    optimizer_bytes: int
+    checkpoint_bytes: int
+    num_checkpoints: int
+    precision: str
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions of one update over all ranks, padding (under 1 %) among them."""
+        return self.batch_size * self.sequence_length
+
+    @property
+    def total_tokens(self) -> int:
+        """Positions of the whole run."""
+        return self.total_steps * self.tokens_per_step
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches one rank sums for one update."""
+        return self.batch_size // self.world_size // self.micro_batch_size
+
+    @property
+    def disk_bytes(self) -> int:
+        """Most that checkpoints take: all kept ones, the best, and the one being written."""
+        return self.checkpoint_bytes * (self.num_checkpoints + 1)
+
+    @property
+    def total_flops(self) -> int:
+        """Forward and backward, without recomputation."""
+        return self.flops_per_token * self.total_tokens
+
+
+def due(period: int | None, step: int) -> bool:
+    """Whether something that happens every `period` steps happens after update `step` (counted from 1)."""
+    return period is not None and step % period == 0
+
+
+def make_plan(
+    config: Config,
+    model_config: Any,
+    *,
+    precision: str,
+    optimizer_bytes: int,
+    world_size: int = 1,
+    rows_per_epoch: int | None = None,
+) -> Plan:
+    """Count steps and periods. Raises ConfigError when a batch does not divide or a unit lacks what it needs."""
+    length = config.data.sequence_length
+    num_params = model_config.num_params()
+    batch_size = config.rows_per_batch
+
+    def steps(duration: Duration | None, total_steps: int | None = None) -> int | None:
+        if duration is None:
+            return None
+        return duration.to_steps(
+            tokens_per_step=batch_size * length,
+            num_params=num_params,
+            rows_per_epoch=rows_per_epoch,
+            batch_size=batch_size,
+            total_steps=total_steps,
+        )
+
+    total = steps(config.training.duration) or 0
+    warmup = steps(config.schedule.warmup, total) or 0
+    try:
+        config.schedule.multiplier(0, total, warmup, batch_size * length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    model_bytes = 4 * num_params
+    ema_bytes = model_bytes if config.training.weight_ema else 0
+    return Plan(
+        num_params=num_params,
+        sequence_length=length,
+        batch_size=batch_size,
+        micro_batch_size=config.micro_batch_size_of(world_size),
+        world_size=world_size,
+        total_steps=total,
+        warmup_steps=warmup,
+        periods=Periods(
+            log=max(1, steps(config.logging.every, total) or 1),
+            evaluate=_period(steps(config.evaluation.every, total)),
+            sample=_period(steps(config.evaluation.samples.every, total)),
+            checkpoint=_period(steps(config.checkpoint.every, total)),
+        ),
+        rows_per_epoch=rows_per_epoch,
+        flops_per_token=model_config.flops_per_token(length),
+        optimizer_bytes=optimizer_bytes,
+        checkpoint_bytes=model_bytes + optimizer_bytes + ema_bytes,
+        num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
+        precision=precision,
+    )
+
+
+def _period(steps: int | None) -> int | None:
+    return None if steps is None else max(1, steps)
+
+
+def rows(
+    plan: Plan, out_dir: Path, summary: dict[str, Any] | None = None, gflops: float | None = None
+) -> list[tuple[str, str]]:
+    """What is printed before training; `summary` describes the data."""
+    batch = f"{plan.batch_size} x {plan.sequence_length} tokens"
+    if plan.num_micro_batches > 1 or plan.world_size > 1:
+        batch += f" = {plan.world_size} rank(s) x {plan.num_micro_batches} x {plan.micro_batch_size}"
+    lines = [
+        *(data_rows(summary) if summary else []),
+        ("parameters", f"{plan.num_params:,} ({format_count(plan.num_params)})"),
+        ("batch", batch),
+        ("steps", f"{plan.total_steps:,}, {plan.warmup_steps:,} of them warm-up"),
+        ("tokens", f"{plan.total_tokens:,} ({plan.total_tokens / plan.num_params:.2g} per parameter)"),
+    ]
+    if plan.rows_per_epoch:
+        lines.append(("epochs", f"{plan.total_steps * plan.batch_size / plan.rows_per_epoch:.2f}"))
+    state_bytes = 4 * plan.num_params * 2 + plan.optimizer_bytes
+    lines += [
+        ("precision", plan.precision),
+        ("memory", f"about {format_bytes(state_bytes)} for weights, gradients, optimizer; activations come on top"),
+        ("disk", f"{format_bytes(plan.disk_bytes)} for checkpoints, {format_bytes(free_bytes(out_dir))} free"),
+        ("compute", f"{plan.total_flops:.2e} FLOP"),
+    ]
+    if gflops:
+        lines.append(("time", f"about {format_duration(estimate_seconds(plan, gflops))}, a rough estimate"))
+    return lines
+
+
+def data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The corpus, from `Dataset.summary()`."""
+    packed = f"{summary['rows_per_epoch']:,} rows, {summary['packed_fraction']:.2%} of their positions are text"
+    return [
+        (
+            "training text",
+            f"{summary['train_documents']:,} documents, {format_bytes(summary['train_bytes'])}, "
+            f"{summary['train_tokens']:,} tokens an epoch",
+        ),
+        (
+            "held-out text",
+            f"{summary['validation_documents']:,} documents, {format_bytes(summary['validation_bytes'])}",
+        ),
+        ("tokenizer", f"{summary['vocab_size']:,} tokens, {summary['bytes_per_token']:.2f} bytes per token"),
+        ("packed rows", packed),
+    ]
+
+
+def disk_warning(plan: Plan, out_dir: Path) -> str | None:
+    """A line when the disk cannot hold the run's checkpoints."""
+    free = free_bytes(out_dir)
+    if free >= plan.disk_bytes:
+        return None
+    return (
+        f"checkpoints need {format_bytes(plan.disk_bytes)} in {out_dir}, {format_bytes(free)} are free: "
+        "lower checkpoint.keep_last or choose another out_dir"
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk that will hold `folder`."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def estimate_seconds(plan: Plan, gflops: float) -> float:
+    """Time at a quarter of the measured matrix-product rate, which is what small models reach."""
+    return plan.total_flops / (gflops * 1e9 * plan.world_size * 0.25)
+
+
+def format_bytes(count: float) -> str:
+    """`1.5 GB`, in powers of ten."""
+    for suffix, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {suffix}"
+    return f"{count:.0f} bytes"
+
+
+def format_duration(seconds: float) -> str:
+    """`3 minutes`, `2.5 hours`, `4.1 days`."""
+    for name, scale in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * scale:
+            return f"{seconds / scale:.2g} {name}" if seconds / scale < 100 else f"{seconds / scale:,.0f} {name}"
+    return f"{math.ceil(seconds)} seconds"

@@ -1,0 +1,51 @@
+"""Arithmetic of the forward and backward pass: chosen for the device, applied by casting inside the loss.
+
+The masters are the model's float32 parameters; compute runs in a copy cast inside the differentiated function, so
+gradients come back float32. bfloat16 where the hardware has it, float32 elsewhere: M1 and M2 emulate bfloat16, and
+half-precision products do not reach BLAS on a CPU. float16 on request, with a loss scale that adapts (core/guard.py).
+"""
+
+import re
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from utils.errors import BackendError
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def resolve_precision(asked: str, device: mx.Device | None = None) -> str:
+    """The precision `auto` stands for on this device; any other name as it is.
+
+    Raises:
+        BackendError: half precision on a CPU, where it is about 40 times slower than float32.
+    """
+    device = device or mx.default_device()
+    is_cpu = device.type == mx.DeviceType.cpu
+    if asked == "auto":
+        return "float32" if is_cpu else _gpu_precision(mx.device_info(device))
+    if is_cpu and asked != "float32":
+        raise BackendError(f"training.precision {asked} is about 40 times slower on a CPU: use auto or float32")
+    return asked
+
+
+def _gpu_precision(info: dict[str, Any]) -> str:
+    """bfloat16 on CUDA sm_80 and later and on Apple M3 and later."""
+    name, architecture = str(info.get("device_name", "")), str(info.get("architecture", ""))
+    apple = re.search(r"Apple M(\d+)", name)
+    if apple:
+        return "bfloat16" if int(apple.group(1)) >= 3 else "float32"
+    cuda = re.search(r"sm_?(\d+)", architecture)
+    if cuda:
+        return "bfloat16" if int(cuda.group(1)) >= 80 else "float32"
+    return "float32"
+
+
+def cast(parameters: Any, precision: str) -> Any:
+    """The tree with every floating array in `precision`; the same tree for float32."""
+    if precision == "float32":
+        return parameters
+    dtype = DTYPES[precision]
+    return tree_map(lambda array: array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array, parameters)

@@ -1,0 +1,218 @@
+"""The run folder: who may write to it, what lies in it, and how a person stops a run.
+
+`runs/<name>/` holds config.yaml (resolved), environment.json, metrics.jsonl, log.txt, samples.jsonl, plots/,
+tokenizer/ and checkpoints/. One process at a time: a kernel lock, which a dead process cannot hold. Starting an
+existing run is refused unless it is resumed or overwritten. To add a file to the folder, add a property to `Run`.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import mlx.core as mx
+
+from core.config import Config, dump, load, to_yaml
+from utils.errors import CheckpointError, ConfigError
+
+MAY_DIFFER = ("training.duration", "training.early_stopping", "logging", "evaluation", "checkpoint", "out_dir")
+"""What may change when a run is resumed; `distributed` may too, since the order of the data does not depend on it."""
+
+
+class Run:
+    """An open run folder. Only the main process writes; the others hold a run that writes nothing."""
+
+    def __init__(self, folder: Path, lock: TextIO | None) -> None:
+        self.folder = folder
+        self.is_main = lock is not None
+        self._lock = lock
+        self._log = (folder / "log.txt").open("a", encoding="utf-8") if self.is_main else None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer the run was started with."""
+        return self.folder / "tokenizer"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: the only source for plots, monitors and trackers."""
+        return self.folder / "metrics.jsonl"
+
+    def log(self, line: str) -> None:
+        """Append a dated line to log.txt."""
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self._log.flush()
+
+    def add_sample(self, row: dict[str, Any]) -> None:
+        """Append a row to samples.jsonl."""
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._log is not None:
+            self._log.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def run_folder(config: Config) -> Path:
+    """`out_dir/name`."""
+    return Path(config.out_dir) / config.name
+
+
+def open_run(config: Config, *, resume: bool, overwrite: bool, is_main: bool = True) -> Run:
+    """Create, continue or refuse the run folder, and lock it.
+
+    Raises:
+        ConfigError: the folder is there and neither flag was given, or its config differs where it may not.
+        CheckpointError: nothing to resume, another process holds the run, or the folder cannot be written.
+    """
+    folder = run_folder(config)
+    if not is_main:
+        return Run(folder, None)
+    exists = (folder / "config.yaml").exists()
+    if resume and not exists:
+        raise CheckpointError(f"there is no run to resume at {folder}: start it without --resume")
+    if exists and resume:
+        refuse_other_config(config, folder)
+    elif exists and not overwrite:
+        raise ConfigError(*_refusal(config, folder))
+    lock = acquire_lock(folder)
+    if overwrite:
+        clear(folder)
+    write_config(config, folder)
+    return Run(folder, lock)
+
+
+def _refusal(config: Config, folder: Path) -> list[str]:
+    lines = [f"the run {folder} is there already: continue it with --resume or start anew with --overwrite"]
+    differing = differing_keys(config, load(folder / "config.yaml"))
+    return lines + ([f"its config differs in {line}" for line in differing])
+
+
+def refuse_other_config(config: Config, folder: Path) -> None:
+    """Raise ConfigError that lists every key in which the run's own config differs and may not."""
+    differing = differing_keys(config, load(folder / "config.yaml"))
+    lines = [line for line in differing if not line.startswith((*MAY_DIFFER, "distributed"))]
+    if lines:
+        raise ConfigError(
+            f"the run {folder} was started with another config: use another name, or --overwrite",
+            *[f"it differs in {line}" for line in lines],
+        )
+
+
+def differing_keys(new: Config, old: Config) -> list[str]:
+    """`dotted.path: old -> new` for every leaf that is not equal."""
+    new_leaves, old_leaves = flatten(dump(new)), flatten(dump(old))
+    paths = sorted(new_leaves.keys() | old_leaves.keys())
+    absent = "(absent)"
+    return [
+        f"{path}: {old_leaves.get(path, absent)} there, {new_leaves.get(path, absent)} here"
+        for path in paths
+        if old_leaves.get(path, absent) != new_leaves.get(path, absent)
+    ]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by dotted path; a list is a leaf."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return leaves
+
+
+def acquire_lock(folder: Path) -> TextIO:
+    """Lock `folder` for this process until it ends, however it ends.
+
+    Raises:
+        CheckpointError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {folder}: {error.strerror}; choose another out_dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        lock.close()
+        raise CheckpointError(f"{folder} is in use by {owner}: wait for it, or give this run another name") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}\n")
+    lock.flush()
+    return lock
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run left, but not the lock that this process holds."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def write_config(config: Config, folder: Path) -> None:
+    """The resolved config and the environment it runs in."""
+    _replace_text(folder / "config.yaml", to_yaml(config))
+    _replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device of this process; no environment variables, so no secrets."""
+    packages = ("mlx", "mlx-lm", "numpy", "pydantic", "tokenizers", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(mx.default_device()),
+        "packages": {name: metadata.version(name) for name in packages},
+        "command": sys.argv,
+    }
+
+
+class StopSignal:
+    """SIGINT and SIGTERM ask for a save and an end; a second one leaves at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+        print("\nstopping after this step and saving (again: leave at once)", file=sys.stderr, flush=True)
+
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.received is not None
+
+    def restore(self) -> None:
+        """Put the earlier handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,225 @@
+"""An open run: its counters, and the periodic things the loop asks for: record, evaluate, sample, save.
+
+The loop (core/training.py) decides when; this file knows how. Rows of metrics.jsonl are written from values that the
+device has finished with, so nothing here makes it wait except an evaluation, a sample or a save. To log another
+figure, add it in `Session.record`.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from core.assembly import Parts, Progress, copy_tree, take_snapshot
+from core.checkpoint import BackgroundWriter, write_checkpoint
+from core.config import Config
+from core.evaluation import Evaluation, Evaluator
+from core.generation import generate
+from core.plan import due
+from core.progress import TrainingProgress
+from core.run import Run
+from utils.errors import UserError
+from utils.metrics import MetricsWriter
+
+
+class NonFiniteError(UserError):
+    """Loss or gradient norm was not finite, more often in a row than the config allows."""
+
+
+class StepOutput(NamedTuple):
+    """0-d arrays of one update, read when the device has long gone on."""
+
+    loss: mx.array
+    """Nats per token, before the update."""
+    grad_norm: mx.array
+    """Global L2 norm before clipping."""
+    applied: mx.array
+    """False when the guard held the update back."""
+    skipped: mx.array
+    """Updates held back in a row, this one included."""
+    metrics: dict[str, mx.array]
+    """The objective's further means."""
+
+
+class Pending(NamedTuple):
+    """An update the device may still be working on."""
+
+    step: int
+    tokens: int
+    learning_rate: float
+    output: StepOutput
+
+
+class Session:
+    """Counters and output of a run between two steps."""
+
+    def __init__(self, config: Config, parts: Parts, run: Run, progress: Progress, show: TrainingProgress) -> None:
+        self.config, self.parts, self.run, self.show = config, parts, run, show
+        self.progress = progress
+        self.evaluation: Evaluation | None = None
+        self.pending: deque[Pending] = deque()
+        self.metrics = MetricsWriter(run.metrics, resume_step=progress.step) if run.is_main else None
+        keep_last = config.checkpoint.keep_last
+        self._writer = BackgroundWriter(
+            lambda snapshot: write_checkpoint(run.checkpoints, snapshot, run.tokenizer, keep_last)
+        )
+        self._evaluator = Evaluator(
+            parts.model, parts.objective, parts.plan.precision, compiled=config.training.compile
+        )
+        self._saved_step: int | None = progress.step or None
+        self._start = time.monotonic()
+        self._paused = 0.0
+        self._reads: deque[tuple[int, float]] = deque(maxlen=max(16, parts.plan.periods.log + 1))
+
+    def advance(self, data_state: dict[str, int], output: StepOutput, learning_rate: float) -> None:
+        """Count one update."""
+        plan, before = self.parts.plan, self.progress
+        self.progress = before._replace(
+            step=before.step + 1, tokens=before.tokens + plan.tokens_per_step, data=data_state
+        )
+        self.pending.append(Pending(self.progress.step, self.progress.tokens, learning_rate, output))
+
+    def read(self, in_flight: int) -> None:
+        """Record finished updates until at most `in_flight` are left."""
+        while len(self.pending) > in_flight:
+            self.record(self.pending.popleft())
+
+    def record(self, pending: Pending) -> None:
+        """Read one update's figures, log them when due, stop the run when they are not finite too often."""
+        output = pending.output
+        mx.eval(output)
+        self._read_clock(pending.step)
+        if not output.applied.item():
+            self._held_back(pending)
+        figures: dict[str, float] = {}
+        if due(self.parts.plan.periods.log, pending.step) or pending.step == self.parts.plan.total_steps:
+            figures = {
+                "train/loss": output.loss.item(),
+                "optim/learning_rate": pending.learning_rate,
+                "optim/grad_norm": output.grad_norm.item(),
+                **self._speed(),
+                "memory/peak_bytes": mx.get_peak_memory(),
+                **{f"train/{name}": value.item() for name, value in output.metrics.items()},
+            }
+            self.write_row(pending.step, pending.tokens, figures)
+        self.show.update(pending.step, figures, self._remaining(pending.step))
+
+    def _held_back(self, pending: Pending) -> None:
+        self.progress = self.progress._replace(skipped_updates=self.progress.skipped_updates + 1)
+        output = pending.output
+        what = f"step {pending.step}: loss {output.loss.item()}, gradient norm {output.grad_norm.item()}"
+        if output.skipped.item() > self.config.training.max_skipped_updates:
+            raise NonFiniteError(
+                f"{what}: the update was not made and the run stops; lower optimizer.learning_rate, look at the data, "
+                f"or allow training.max_skipped_updates; continue from the last checkpoint with --resume"
+            )
+        self.show.warn(f"{what}: the update was skipped")
+
+    def write_row(self, step: int, tokens: int, figures: dict[str, float]) -> None:
+        """One row of metrics.jsonl."""
+        if self.metrics is not None:
+            self.metrics.write({"step": step, "tokens": tokens, "time": self.seconds(), **figures})
+
+    def seconds(self) -> float:
+        """Seconds of the run so far, over all starts."""
+        return self.progress.seconds + time.monotonic() - self._start
+
+    def _read_clock(self, step: int) -> None:
+        self._reads.append((step, time.monotonic() - self._start - self._paused))
+
+    def _seconds_per_step(self) -> float | None:
+        """Over the last updates read, evaluations left out; several can be ready at once, so one is no measure."""
+        (first_step, first), (last_step, last) = self._reads[0], self._reads[-1]
+        return (last - first) / (last_step - first_step) if last_step > first_step else None
+
+    def _speed(self) -> dict[str, float]:
+        seconds = self._seconds_per_step()
+        return {"speed/tokens_per_second": self.parts.plan.tokens_per_step / seconds} if seconds else {}
+
+    def _remaining(self, step: int) -> float | None:
+        seconds = self._seconds_per_step()
+        return None if seconds is None else seconds * (self.parts.plan.total_steps - step)
+
+    def evaluate(self, should_stop: Callable[[], bool]) -> None:
+        """Evaluate on the validation set, with the averaged weights when the run has them; save when best."""
+        dataset, model = self.parts.dataset, self.parts.model
+        self.read(in_flight=0)
+        if self.progress.evaluated_step == self.progress.step or not dataset.validation_bytes:
+            return
+        began = time.monotonic()
+        raw = model.trainable_parameters()
+        if self.parts.ema is not None:
+            model.update(copy_tree(self.parts.ema))
+        batch_size = self.config.evaluation.batch_size or self.parts.plan.micro_batch_size
+        evaluation = self._evaluator.run(dataset.validation_batches(batch_size), dataset.validation_bytes, should_stop)
+        model.update(raw)
+        self._paused += time.monotonic() - began
+        if evaluation is None:
+            return
+        self.evaluation = evaluation
+        self.progress = self.progress._replace(evaluated_step=self.progress.step)
+        figures = evaluation.as_metrics()
+        self.write_row(self.progress.step, self.progress.tokens, figures)
+        self.show.update(self.progress.step, figures)
+        self._judge(evaluation.loss)
+
+    def _judge(self, loss: float) -> None:
+        best = self.progress.best_loss
+        if best is not None and not loss < best:
+            self.progress = self.progress._replace(evaluations_since_best=self.progress.evaluations_since_best + 1)
+            return
+        self.progress = self.progress._replace(best_loss=loss, evaluations_since_best=0)
+        if self.config.checkpoint.keep_best and self.progress.step > 0:
+            self.save(is_best=True)
+
+    def should_stop_early(self) -> bool:
+        """Whether the validation loss has not improved for as long as the config allows."""
+        patience = self.config.training.early_stopping
+        return patience is not None and self.progress.evaluations_since_best >= patience
+
+    def sample(self) -> None:
+        """Continue the configured prompts and keep the text in samples.jsonl."""
+        self.read(in_flight=0)
+        began = time.monotonic()
+        settings = self.config.evaluation.samples
+        for prompt, text in zip(settings.prompts, self.generate(settings.prompts), strict=True):
+            self.run.add_sample({"step": self.progress.step, "prompt": prompt, "text": text})
+            self.show.say(f"sample at step {self.progress.step}: {prompt}{text}")
+        self._paused += time.monotonic() - began
+
+    def generate(self, prompts: Sequence[str]) -> list[str]:
+        """Continuations of `prompts`, of the length and temperature of `evaluation.samples`."""
+        settings, model = self.config.evaluation.samples, self.parts.model
+        model.eval()
+        try:
+            completions = generate(
+                model,
+                self.parts.dataset.tokenizer,
+                list(prompts),
+                max_tokens=settings.max_tokens,
+                temp=settings.temperature,
+                seed=self.config.seed,
+            )
+        finally:
+            model.train()
+        return [completion.text for completion in completions]
+
+    def save(self, *, is_best: bool = False) -> None:
+        """Hand this step to the background writer, once."""
+        self.read(in_flight=0)
+        if not self.run.is_main or self._saved_step == self.progress.step:
+            return
+        self._saved_step = self.progress.step
+        progress = self.progress._replace(seconds=self.seconds())
+        self._writer.submit(take_snapshot(self.parts, progress, seed=self.config.seed, is_best=is_best))
+
+    def close(self) -> None:
+        """Wait for the save in flight; raise what it failed with."""
+        self.show.close()
+        try:
+            self._writer.wait()
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()

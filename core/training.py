@@ -1,0 +1,290 @@
+"""The one training loop: pre-training, fine-tuning, any objective, any number of ranks.
+
+`python -m core.training --config X.yaml [--resume] [--overwrite] [--dry-run] [section.key=value ...]`
+
+`train` builds the parts, then steps; after each step at most four periodic things happen: log, evaluate, sample,
+checkpoint. The step is one compiled function over explicit state. Its outputs are read two steps late, so that the
+device never waits for Python. To change the loss, edit core/objectives/; to change what an update is, edit
+`make_step`; there are no callbacks.
+
+Shapes: M = micro-batches, B = rows of a micro-batch, L = positions.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
+from core.assembly import Parts, Progress, build_parts, copy_tree, restore
+from core.checkpoint import newest_valid, read_checkpoint
+from core.config import Config, load_with_notes
+from core.dry_run import dry_run
+from core.evaluation import Evaluation
+from core.guard import decide, select
+from core.objectives.base import Loss
+from core.plan import disk_warning, due, rows
+from core.precision import cast
+from core.progress import TrainingProgress, show_rows
+from core.run import Run, StopSignal, open_run
+from core.session import Session, StepOutput
+from data.batch import Batch
+from data.tokenizer import Tokenizer
+from utils.errors import exit_code_of
+
+MAX_STEPS_IN_FLIGHT = 2
+
+
+def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], StepOutput]:
+    """The update as one function of `Batch` with arrays [M, B, L], compiled over explicit state."""
+    model, optimizer, objective, guard = parts.model, parts.optimizer, parts.objective, parts.guard
+    training, precision = config.training, parts.plan.precision
+    ema = {} if parts.ema is None else parts.ema
+    state = [model.state, optimizer.state, guard, ema, mx.random.state]
+
+    def scaled_loss(parameters: Any, batch: Batch) -> tuple[mx.array, Loss]:
+        model.update(cast(parameters, precision))
+        loss = objective(model, batch)
+        return loss.total * guard["loss_scale"], loss
+
+    def step(micro_batches: Batch) -> StepOutput:
+        masters = model.trainable_parameters()
+        sums = None
+        for index in range(micro_batches.tokens.shape[0]):
+            batch = Batch(*(array[index] for array in micro_batches))
+            if sums is not None:
+                # Without the order, every micro-batch's activations would be alive at once.
+                batch = batch._replace(tokens=mx.depends(batch.tokens, [a for _, a in tree_flatten(sums)]))
+            (_, loss), gradients = mx.value_and_grad(scaled_loss)(masters, batch)
+            sums = (gradients, loss) if sums is None else tree_map(mx.add, sums, (gradients, loss))
+        gradients, loss = group.reduce(sums)
+        divisor = loss.weight * guard["loss_scale"]
+        gradients = tree_map(lambda gradient: gradient / divisor, gradients)
+        norm = global_norm(gradients)
+        if training.gradient_clip is not None:
+            gradients = clip(gradients, norm, training.gradient_clip)
+        mean = loss.total / loss.weight
+        finite = mx.logical_and(mx.isfinite(mean), mx.isfinite(norm))
+        applied, next_guard = decide(guard, finite, training.max_skipped_updates, precision == "float16")
+        before = copy_tree(optimizer.state)
+        weights = select(applied, optimizer.apply_gradients(gradients, masters), masters)
+        assign(optimizer.state, select(applied, optimizer.state, before))
+        if parts.ema is not None:
+            assign(ema, average(ema, weights, training.weight_ema, applied))
+        model.update(weights)
+        guard.update(next_guard)
+        metrics = {name: total / loss.weight for name, total in loss.metrics.items()}
+        return StepOutput(mean, norm, applied, next_guard["skipped"], metrics)
+
+    return mx.compile(step, inputs=state, outputs=state) if training.compile else step
+
+
+def global_norm(gradients: Any) -> mx.array:
+    """L2 norm over all arrays, summed in float32."""
+    squares = [mx.sum(mx.square(array.astype(mx.float32))) for _, array in tree_flatten(gradients)]
+    return mx.sqrt(sum(squares[1:], squares[0]))
+
+
+def clip(gradients: Any, norm: mx.array, largest: float) -> Any:
+    """Scale all gradients by min(1, largest / norm) (Pascanu et al. 2013)."""
+    scale = mx.minimum(1.0, largest / (norm + 1e-6))
+    return tree_map(lambda gradient: gradient * scale, gradients)
+
+
+def average(ema: Any, weights: Any, decay: float | None, applied: mx.array) -> Any:
+    """decay * ema + (1 - decay) * weights, where the update was applied."""
+    assert decay is not None
+    return tree_map(lambda old, new: mx.where(applied, decay * old + (1 - decay) * new, old), ema, weights)
+
+
+def assign(destination: Any, source: Any) -> None:
+    """Write the arrays of `source` into the containers of `destination`, which a compiled function holds."""
+    keys = destination.keys() if isinstance(destination, dict) else range(len(destination))
+    for key in keys:
+        if isinstance(destination[key], dict | list):
+            assign(destination[key], source[key])
+        else:
+            destination[key] = source[key]
+
+
+def to_micro_batches(batch: Batch, micro_batch_size: int) -> Batch:
+    """[rows, ...] NumPy to [M, B, ...] MLX."""
+    return Batch(*(mx.array(array.reshape(-1, micro_batch_size, *array.shape[1:])) for array in batch))
+
+
+class Result(NamedTuple):
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    evaluation: Evaluation | None
+    exit_code: int
+    """0, or 130 / 143 when a signal ended it after saving."""
+
+
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, say: Callable[[str], None] = print
+) -> Result:
+    """Train as `config` says, from the start or from the newest whole checkpoint.
+
+    Raises:
+        UserError: something a person can fix; what was saved before is untouched.
+    """
+    group = config.distributed.build()
+    say = say if group.is_main else lambda line: None
+    run = open_run(config, resume=resume, overwrite=overwrite, is_main=group.is_main)
+    try:
+        parts = build_parts(config, group, run_tokenizer(run), say)
+        progress = continue_from(run, parts, resume, say)
+        announce(parts, run, say)
+        show = TrainingProgress(parts.plan.total_steps, progress.step, enabled=group.is_main)
+        session = Session(config, parts, run, progress, show)
+        return loop(session, config, group)
+    finally:
+        run.close()
+
+
+def run_tokenizer(run: Run) -> Tokenizer | None:
+    """The tokenizer of a run that was started before."""
+    return Tokenizer.load(run.tokenizer) if (run.tokenizer / "tokenizer.json").exists() else None
+
+
+def continue_from(run: Run, parts: Parts, resume: bool, say: Callable[[str], None]) -> Progress:
+    """Restore the newest whole checkpoint when resuming; else step 0, with the tokenizer kept in the run."""
+    checkpoint = newest_valid(run.checkpoints, warn_on_stderr) if resume else None
+    if run.is_main and not (run.tokenizer / "tokenizer.json").exists():
+        run.tokenizer.mkdir(parents=True, exist_ok=True)
+        parts.dataset.tokenizer.save(run.tokenizer)
+    if checkpoint is None:
+        return Progress()
+    progress = restore(parts, read_checkpoint(checkpoint))
+    say(f"resuming from {checkpoint}")
+    return progress
+
+
+def warn_on_stderr(line: str) -> None:
+    """A loud line."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
+    """Print and log the plan, and warn when the disk is too small for it."""
+    text = show_rows(rows(parts.plan, run.folder, parts.dataset.summary()))
+    say(f"plan of {run.folder}\n{text}")
+    run.log(f"plan\n{text}")
+    warning = disk_warning(parts.plan, run.folder)
+    if warning:
+        warn_on_stderr(warning)
+
+
+def loop(session: Session, config: Config, group: Any) -> Result:
+    """Step until the plan is done, a signal came, or early stopping decides; always save the last step."""
+    parts, plan = session.parts, session.parts.plan
+    stop = StopSignal()
+    step = make_step(parts, group, config)
+    plan.batch_size // group.size
+    first_row = (session.progress.data or {"row": 0})["row"]
+    loader = parts.dataset.batches(
+        plan.batch_size,
+        start_row=first_row,
+        rank=group.rank,
+        world_size=group.size,
+        micro_batch_size=plan.micro_batch_size,
+    )
+    try:
+        if due(plan.periods.evaluate, session.progress.step):
+            session.evaluate(stop.requested)
+        while session.progress.step < plan.total_steps and not session.should_stop_early():
+            if group.any(stop.requested()):
+                break
+            batch, data_state = next(loader)
+            multiplier = config.schedule.multiplier(
+                session.progress.step, plan.total_steps, plan.warmup_steps, plan.tokens_per_step
+            )
+            parts.optimizer.set_schedule(multiplier)
+            mx.random.seed(noise_seed(config.seed, session.progress.step, group.rank))
+            output = step(to_micro_batches(batch, plan.micro_batch_size))
+            mx.async_eval(output, parts.model.state, parts.optimizer.state)
+            session.advance(data_state, output, config.optimizer.learning_rate * multiplier)
+            now = session.progress.step
+            session.read(in_flight=MAX_STEPS_IN_FLIGHT)
+            if due(plan.periods.evaluate, now):
+                session.evaluate(stop.requested)
+            if due(plan.periods.sample, now):
+                session.sample()
+            if due(plan.periods.checkpoint, now):
+                session.save()
+        finish(session, stop)
+    finally:
+        loader.close()
+        stop.restore()
+        session.close()
+    code = 0 if stop.received is None else 128 + stop.received
+    return Result(session.run.folder, session.progress.step, session.evaluation, code)
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """A key for dropout that depends on seed, step and rank only: nothing to save, nothing to lose on resume."""
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    return int(words[0])
+
+
+def finish(session: Session, stop: StopSignal) -> None:
+    """Read what is in flight; evaluate a run that is done; save the last step."""
+    session.read(in_flight=0)
+    if stop.received is None:
+        session.evaluate(stop.requested)
+    session.save()
+
+
+def next_commands(folder: Path) -> str:
+    """What to try after a run."""
+    run = shlex.quote(str(folder))
+    return "\n".join(
+        [
+            "try next:",
+            f'  python -m core.generation --run {run} --prompt "..."',
+            f"  python -m core.evaluation --run {run}",
+            f"  python tools/plot-logs.py {run}",
+            f"  python tools/convert-to-mlx-lm.py --run {run} --out-path {run}/mlx-lm",
+        ]
+    )
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of `core.training`."""
+    parser = argparse.ArgumentParser(prog="python -m core.training", description="Train a model as a YAML file says.")
+    parser.add_argument("--config", required=True, type=Path, help="the YAML file")
+    parser.add_argument("--resume", action="store_true", help="continue an existing run from its last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan; train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file")
+    namespace = parser.parse_intermixed_args(arguments)
+    if namespace.resume and namespace.overwrite:
+        parser.error("--resume and --overwrite exclude each other")
+    return namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m core.training`."""
+    options = parse_arguments(arguments)
+    loaded = load_with_notes(options.config, options.overrides)
+    config: Config = loaded.config
+    for note in loaded.notes:
+        print(f"note: {note}", flush=True)
+    if options.dry_run:
+        return dry_run(config)
+    overwrite = options.overwrite or (loaded.overwrite and not options.resume)
+    result = train(config, resume=options.resume, overwrite=overwrite)
+    if result.exit_code == 0:
+        print(next_commands(result.folder))
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

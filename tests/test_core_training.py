@@ -1,0 +1,245 @@
+"""The loop: equal to an independent implementation, to itself after a stop, and to itself cut up otherwise."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers
+import numpy as np
+import pytest
+import yaml
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+
+from core.checkpoint import list_checkpoints, read_checkpoint
+from core.config import Config
+from core.run import run_folder
+from core.session import NonFiniteError
+from data.batch import Batch
+from tests.tiny_run import losses, metric_rows, quiet_train, tiny_config, tiny_values
+from tests.toy_objectives import Counting
+
+ROOT = Path(__file__).parent.parent
+
+
+def final(config: Config):
+    return read_checkpoint(list_checkpoints(run_folder(config) / "checkpoints")[-1])
+
+
+def assert_same_run(one: Config, other: Config) -> None:
+    """Bitwise: parameters, optimizer state, averaged weights, loader position, every logged figure but times."""
+    a, b = final(one), final(other)
+    for left, right in ((a.model, b.model), (a.optimizer, b.optimizer), (a.ema or {}, b.ema or {})):
+        assert left.keys() == right.keys()
+        for name, array in left.items():
+            np.testing.assert_array_equal(array, right[name], err_msg=name)
+    assert {**a.state, "seconds": 0} == {**b.state, "seconds": 0}
+    timed = ("time", "speed/tokens_per_second", "memory/peak_bytes")
+    rows_a, rows_b = (
+        [{key: value for key, value in row.items() if key not in timed} for row in metric_rows(run_folder(config))]
+        for config in (one, other)
+    )
+    assert rows_a == rows_b
+
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"training": {"micro_batch_size": 2}},
+    "epochs": {"data": {"sequence_length": 64}, "training": {"batch_size": 24}},
+    "muon, averaged weights, dropout": {
+        "optimizer": {"type": "muon", "learning_rate": 1e-2},
+        "training": {"weight_ema": 0.9},
+        "model": {"residual_dropout": 0.1, "attention_dropout": 0.1, "embedding_dropout": 0.1},
+    },
+    "denoise": {"objective": {"type": "denoise"}, "model": {"tie_word_embeddings": False}},
+    "lion, qwen3": {
+        "optimizer": {"type": "lion", "learning_rate": 1e-3},
+        "model": {
+            "type": "qwen3",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 64,
+        },
+    },
+    "compiled": {"training": {"compile": True, "micro_batch_size": 4}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path, name: str) -> None:
+    whole = tiny_config(tmp_path, name="whole", **VARIANTS[name])
+    quiet_train(whole)
+    resumed = tiny_config(tmp_path, name="resumed", **VARIANTS[name])
+    # The schedule's length belongs to the run, so it is stopped on the way and not made shorter.
+    stopped = interrupt_after(resumed, step=10)
+    assert stopped.step == 10
+    result = quiet_train(resumed, resume=True)
+    assert result.step == 20
+    if name == "epochs":
+        assert final(whole).state["data"]["epoch"] >= 2
+    assert_same_run(whole, resumed)
+
+
+def interrupt_after(config: Config, step: int):
+    """Train, and send this process SIGINT when update `step` is counted."""
+    from core import session
+
+    advance = session.Session.advance
+
+    def advance_and_interrupt(self, *arguments) -> None:
+        advance(self, *arguments)
+        if self.progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "advance", advance_and_interrupt)
+        result = quiet_train(config)
+    assert result.exit_code == 130
+    return result
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_micro_batches_do_not_change_the_losses(tmp_path: Path, micro_batch_size: int) -> None:
+    runs = {}
+    for size in (8, micro_batch_size):
+        config = tiny_config(tmp_path, name=f"micro-{size}", training={"micro_batch_size": size})
+        quiet_train(config)
+        runs[size] = losses(run_folder(config))
+    np.testing.assert_allclose(runs[micro_batch_size][:5], runs[8][:5], rtol=1e-6)
+    np.testing.assert_allclose(runs[micro_batch_size], runs[8], rtol=1e-4)
+
+
+def test_losses_equal_an_implementation_on_mlx_lm(tmp_path: Path) -> None:
+    """mlx-lm's llama, mlx's AdamW and clipping, a loop of ten lines: independent of everything here but the data."""
+    config = tiny_config(tmp_path, optimizer={"weight_decay": 0.1}, training={"gradient_clip": 0.5})
+    quiet_train(config)
+    np.testing.assert_allclose(losses(run_folder(config)), mlx_lm_losses(config, num_steps=20), rtol=1e-4)
+
+
+def mlx_lm_losses(config: Config, num_steps: int) -> list[float]:
+    dataset = config.data.build(config.seed, report=lambda line: None)
+    vocabulary = {"vocab_size": dataset.tokenizer.vocab_size}
+    ours = config.model.model_copy(update=vocabulary)
+    model = llama.Model(llama.ModelArgs.from_dict(ours.to_hf()))
+    model.load_weights(tree_flatten(ours.build(config.seed).parameters()))
+    decaying, still = (mlx.optimizers.AdamW(0, [0.9, 0.95], 1e-8, decay, bias_correction=True) for decay in (0.1, 0.0))
+    optimizer = mlx.optimizers.MultiOptimizer([still, decaying], [lambda name, _: "norm" in name or "embed" in name])
+
+    def mean_loss(model: nn.Module, batch: Batch) -> mx.array:
+        nats = nn.losses.cross_entropy(model(batch.tokens), batch.targets) * batch.weights
+        return nats.sum() / batch.weights.sum()
+
+    found, batches = [], dataset.batches(8)
+    for step in range(num_steps):
+        batch = Batch(*(mx.array(array) for array in next(batches)[0]))
+        loss, gradients = nn.value_and_grad(model, mean_loss)(model, batch)
+        gradients, _ = mlx.optimizers.clip_grad_norm(gradients, 0.5)
+        rate = 1e-2 * min(
+            (step + 1) / 2, 0.1 + 0.45 * (1 + np.cos(np.pi * (step - 1) / (num_steps - 2))) if step else 1
+        )
+        decaying.learning_rate = still.learning_rate = rate
+        optimizer.update(model, gradients)
+        found.append(loss.item())
+    return found
+
+
+def test_the_step_is_traced_once_in_a_run(tmp_path: Path) -> None:
+    Counting.calls = 0
+    objective = {"type": "tests.toy_objectives:CountingConfig"}
+    config = tiny_config(tmp_path, objective=objective, training={"compile": True, "micro_batch_size": 4})
+    quiet_train(config)
+    assert Counting.calls == 2  # once for each micro-batch of the one trace
+
+
+def test_parameters_of_every_group_move(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path, checkpoint={"every": "1 steps", "keep_last": 30}, model={"tie_word_embeddings": False}
+    )
+    quiet_train(config)
+    first, last = (read_checkpoint(list_checkpoints(run_folder(config) / "checkpoints")[i]).model for i in (0, -1))
+    assert all(np.abs(last[name] - first[name]).max() > 1e-4 for name in first)
+
+
+def test_not_a_number_stops_before_the_update(tmp_path: Path) -> None:
+    objective = {"type": "tests.toy_objectives:BrokenConfig", "row": 40}
+    config = tiny_config(tmp_path, objective=objective, checkpoint={"every": "5 steps"})
+    with pytest.raises(NonFiniteError, match="step 6: loss nan"):
+        quiet_train(config)
+    saved = final(config)
+    assert saved.state["step"] == 5
+    assert all(np.isfinite(array).all() for array in saved.model.values())
+
+
+def test_a_tolerated_not_a_number_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objective = {"type": "tests.toy_objectives:BrokenConfig", "row": 40}
+    config = tiny_config(tmp_path, objective=objective, training={"max_skipped_updates": 1})
+    quiet_train(config)
+    assert "step 6: loss nan, gradient norm nan: the update was skipped" in capsys.readouterr().err
+    assert final(config).state["skipped_updates"] == 1
+    assert int(final(config).optimizer["optimizer.step"]) == 19
+    assert all(np.isfinite(array).all() for array in final(config).model.values())
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path,
+        optimizer={"learning_rate": 1e-12, "weight_decay": 0.0},
+        training={"early_stopping": 3, "duration": "50 steps"},
+        evaluation={"every": "2 steps"},
+    )
+    assert quiet_train(config).step < 50
+
+
+def write_yaml(folder: Path, **changes) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_values(folder) | changes))
+    return path
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "core.training", "--config", str(config), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves_with_its_code(tmp_path: Path, number: int, code: int) -> None:
+    process = start(write_yaml(tmp_path, training={"duration": "100000 steps", "batch_size": 8, "compile": False}))
+    metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    steps = [row["step"] for row in metric_rows(metrics.parent) if "train/loss" in row]
+    assert (
+        json.loads((list_checkpoints(metrics.parent / "checkpoints")[-1] / "state.json").read_text())["step"]
+        == steps[-1]
+    )
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    process = start(write_yaml(tmp_path, training={"duration": "100000 steps", "batch_size": 8, "compile": False}))
+    metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+    while not metrics.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    second = start(tmp_path / "config.yaml", "--resume")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"is in use by process {process.pid}" in errors
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    third = start(tmp_path / "config.yaml", "--resume", "training.duration=3 steps")
+    output, errors = third.communicate(timeout=60)
+    assert third.returncode == 0, output + errors

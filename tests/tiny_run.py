@@ -1,0 +1,93 @@
+"""A run small enough for a test: a made-up corpus, a llama of some thousand parameters, a few dozen updates.
+
+`tiny_config(folder, **sections)` gives its config; values are merged over the defaults below as a YAML file's would be.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from core.config import Config, build_section
+from core.training import Result, train
+
+WORDS = ("the", "red", "blue", "small", "old", "dog", "cat", "tree", "house", "runs", "sees", "finds", "under", "and")
+
+
+def write_corpus(path: Path, num_documents: int = 80, seed: int = 0) -> Path:
+    """JSON lines of made-up sentences, lengths between a word and a few hundred."""
+    random_words = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(num_documents):
+            words = random_words.choices(WORDS, k=random_words.randint(1, 120))
+            file.write(json.dumps({"text": " ".join(words)}) + "\n")
+    return path
+
+
+def tiny_values(folder: Path) -> dict[str, Any]:
+    """The values of a tiny run whose corpus, cache and output lie in `folder`."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.exists():
+        write_corpus(corpus)
+    return {
+        "name": "tiny",
+        "out_dir": str(folder / "runs"),
+        "model": {
+            "type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+        },
+        "optimizer": {"type": "adamw", "learning_rate": 1e-2},
+        "schedule": {"type": "cosine", "warmup": "2 steps"},
+        "data": {
+            "type": "text",
+            "sources": [{"type": "jsonl", "path": str(corpus)}],
+            "tokenizer": {"type": "bpe", "vocab_size": 300},
+            "sequence_length": 32,
+            "validation_fraction": 0.1,
+            "cache_dir": str(folder / "cache"),
+        },
+        "training": {"duration": "20 steps", "batch_size": 8, "compile": False},
+        "evaluation": {"every": "10 steps"},
+        "checkpoint": {"every": "10 steps"},
+        "logging": {"every": "1 steps"},
+    }
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged; a changed `type` replaces the section."""
+    merged = dict(values)
+    for key, change in changes.items():
+        old = merged.get(key)
+        same_kind = (
+            isinstance(old, dict)
+            and isinstance(change, dict)
+            and change.get("type", old.get("type")) == old.get("type")
+        )
+        merged[key] = merge(old, change) if same_kind and isinstance(old, dict) else change
+    return merged
+
+
+def tiny_config(folder: Path, **changes: Any) -> Config:
+    """The tiny run with some sections changed."""
+    return build_section(Config, merge(tiny_values(folder), changes))
+
+
+def quiet_train(config: Config, **flags: bool) -> Result:
+    """Train without printing the plan."""
+    return train(config, say=lambda line: None, **flags)
+
+
+def metric_rows(run_folder: Path) -> list[dict[str, Any]]:
+    """All rows of metrics.jsonl."""
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_folder: Path) -> list[float]:
+    """The training losses in order."""
+    return [row["train/loss"] for row in metric_rows(run_folder) if "train/loss" in row]
