@@ -179,6 +179,18 @@ def build_parser() -> Parser:
     return parser
 
 
+class Screen:
+    """One text on stdout while it grows; the prompt comes with the first piece, so a refusal prints nothing."""
+
+    def __init__(self, prompt: str) -> None:
+        self._before = prompt
+
+    def show(self, piece: str) -> None:
+        """Print `piece`."""
+        print(self._before + piece, end="", flush=True)
+        self._before = ""
+
+
 def read_prompts(given: Sequence[str] | None) -> list[str]:
     """The prompts of the command line; `-` is standard input, none at all is the empty prompt."""
     try:
@@ -196,9 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if loaded.config is not None and loaded.config.objective.cannot_generate is not None:
         raise ConfigError(f"{chosen['run']} cannot generate: {loaded.config.objective.cannot_generate}")
     flags["seed"] = secrets.randbits(32) if flags["seed"] is None else flags["seed"]
-    alone = len(prompts) == 1
-    if alone:
-        print(prompts[0], end="", flush=True)
+    screen = Screen(prompts[0]) if len(prompts) == 1 else None
     started = time.perf_counter()
     completions = generate(
         loaded.model,
@@ -206,16 +216,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prompts,
         context=getattr(loaded.model_config, "max_position_embeddings", None),
         eos_ids=loaded.eos_ids,
-        on_text=(lambda index, piece: print(piece, end="", flush=True)) if alone else None,
+        on_text=(lambda index, piece: screen.show(piece)) if screen else None,
         **flags,
     )
+    if screen:
+        screen.show("\n")
     report(completions, time.perf_counter() - started, flags["seed"], loaded.source)
 
 
 def report(completions: Sequence[Completion], seconds: float, seed: int, source: object) -> None:
-    """Several texts one after the other on stdout; how each ended, the speed and the seed on stderr."""
+    """Several texts one after the other on stdout; a note, the speed and the seed on stderr."""
     for number, completion in enumerate(completions, start=1):
-        print(f"=== prompt {number}\n{completion.prompt}{completion.text}" if len(completions) > 1 else "")
+        if len(completions) > 1:
+            print(f"=== prompt {number}\n{completion.prompt}{completion.text}")
         if completion.finish_reason == "context":
             print(f"note: text {number} stopped where the model's context ends", file=sys.stderr)
     num_tokens = sum(len(completion.tokens) for completion in completions)

@@ -12,6 +12,7 @@ import pytest
 import models.weights
 from core import export
 from core.export import export_run
+from core.generation import generate
 from core.loading import load_model
 from tests.small_runs import WORDS, logits_of, save_run, small_config, small_model, small_tokenizer
 from utils.errors import CheckpointError
@@ -66,6 +67,9 @@ def test_mlx_lm_computes_the_same_logits_and_generates(tmp_path: Path, variant: 
     assert their_tokenizer.decode(tokens[1:]) == TEXT
     assert their_tokenizer.eos_token_id == loaded.tokenizer.eos_id
     assert isinstance(mlx_lm.generate(theirs, their_tokenizer, prompt=tokens, max_tokens=5), str)
+    drawn = [step.token for step in mlx_lm.stream_generate(theirs, their_tokenizer, tokens, max_tokens=12)]
+    (completion,) = generate(loaded.model, loaded.tokenizer, TEXT, temp=0, max_tokens=12)
+    assert list(completion.tokens) == drawn
 
 
 @pytest.mark.parametrize("variant", ["llama-gqa-tied-bytes", "qwen3-mha-untied-bytes"])

@@ -1,6 +1,5 @@
 """Export a run as a folder that mlx-lm, transformers and LM Studio load: the command line of `core/export.py`."""
 
-import core  # noqa: F401  # isort: skip
 import sys
 from collections.abc import Sequence
 

@@ -5,6 +5,7 @@ Ctrl-C is 130, a closed pipe is quiet, everything else is a bug and keeps its tr
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -32,6 +33,10 @@ def warn(message: str) -> None:
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Text of a model holds any character; a terminal that lacks one shows its code.
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = exit_code_of(main)
         sys.stdout.flush()

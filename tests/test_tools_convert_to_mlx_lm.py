@@ -46,6 +46,7 @@ def test_convert_says_what_it_wrote_and_what_it_writes_generates(run: Path, tmp_
         ([*GENERATE, "--prompt", "a"], "one of the arguments --run --model is required"),
         ([*GENERATE, "--run", "RUN", "--checkpoint", "9"], "no checkpoint of step 9; there are steps 3"),
         ([*GENERATE, "--run", "RUN", "--temp", "-1"], "temp is -1.0"),
+        ([*GENERATE, "--run", "RUN", "--prompt", "x" * 70], "prompt 1 has 71 tokens and the model reads 64"),
         ([*GENERATE, "--run", "RUN", "--tem", "1"], "unrecognized arguments: --tem 1"),
     ],
 )
