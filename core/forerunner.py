@@ -61,7 +61,8 @@ def translate(root: Mapping) -> Translation:
     _translate_periods(work)
     _translate_precision(work)
     _translate_start(work)
-    return Translation(work.result(), tuple(work.notes), tuple(work.problems), work.flag("overwrite"))
+    overwrite = work.flag("overwrite")
+    return Translation(work.result(), tuple(work.notes), tuple(work.problems), overwrite)
 
 
 def _note_ignored(work: Work, ignored: dict[str, dict[str, Node]]) -> None:

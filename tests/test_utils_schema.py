@@ -107,7 +107,10 @@ def test_a_type_with_a_colon_is_a_class_of_ones_own() -> None:
         ("core: 3", "b.yaml:1: core: expected a section with keys of its own, got 3"),
         ("core:", "b.yaml:1: core: expected a section with keys of its own, got nothing"),
         ("fruit: pear", "b.yaml:1: fruit: expected a section such as {type: pear}, got 'pear'"),
-        ("fruit: {type: aple}", "b.yaml:1: fruit.type: unknown fruit 'aple' (did you mean 'apple'?); there are: apple, pear"),
+        (
+            "fruit: {type: aple}",
+            "b.yaml:1: fruit.type: unknown fruit 'aple' (did you mean 'apple'?); there are: apple, pear",
+        ),
         ("fruit: {type: [x]}", "b.yaml:1: fruit.type: expected one of apple, pear; got a list"),
         ("fruits: [{seeds: 3}]", "b.yaml:1: fruits[0].type: expected one of apple, pear; it is missing"),
         ("fruit:\n  type: pear\n  seeds: 3", "b.yaml:3: fruit.seeds: unknown key"),
@@ -126,7 +129,8 @@ def test_a_mistake_names_line_path_value_and_remedy(text: str, problem: str) -> 
 
 
 def test_all_problems_come_at_once_also_inside_lists_and_rows() -> None:
-    text = "count: x\nfruit:\n  type: pear\n  neck: longer\n  core: {size: big}\nfruits:\n  - {type: apple, weight: -1}\n  - {type: plum}"
+    text = "count: x\nfruit:\n  type: pear\n  neck: longer\n  core: {size: big}\n"
+    text += "fruits:\n  - {type: apple, weight: -1}\n  - {type: plum}"
     assert [problem.split(": ")[:2] for problem in problems_of(text)] == [
         ["b.yaml:1", "count"],
         ["b.yaml:4", "fruit.neck"],

@@ -65,9 +65,7 @@ def test_durations_are_read_as_written(text: str, duration: Duration) -> None:
     assert Duration.parse(text) == duration
 
 
-@pytest.mark.parametrize(
-    "text", ["5 apples", "tokens", "", "-3 steps", "150 %", "1:30 steps", True, None, [1]]
-)
+@pytest.mark.parametrize("text", ["5 apples", "tokens", "", "-3 steps", "150 %", "1:30 steps", True, None, [1]])
 def test_what_is_no_duration_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="expected"):
         Duration.parse(text)  # type: ignore[arg-type]
@@ -92,9 +90,7 @@ def test_a_share_of_training_is_exact(percent: int, total: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**12), st.integers(1, 10**6), st.integers(1, 10**4))
-def test_steps_are_the_least_that_reach_the_length(
-    length: int, tokens_per_step: int, num_params: int
-) -> None:
+def test_steps_are_the_least_that_reach_the_length(length: int, tokens_per_step: int, num_params: int) -> None:
     steps = Duration(length, "tokens").to_steps(tokens_per_step=tokens_per_step)
     assert steps * tokens_per_step >= length > (steps - 1) * tokens_per_step
     steps = Duration(20, "tokens_per_param").to_steps(tokens_per_step=tokens_per_step, num_params=num_params)

@@ -88,7 +88,8 @@ def test_what_is_broken_is_refused_with_its_line(text: str, problem: str) -> Non
 def test_several_problems_of_a_file_are_reported_together() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_yaml("a: 1\na: 2\nb: !x 1\nc:\n  d: 1\n  d: 2", START)
-    assert [problem.split(": ")[0] for problem in raised.value.problems] == ["file.yaml:2", "file.yaml:3", "file.yaml:6"]
+    lines = [problem.split(": ")[0] for problem in raised.value.problems]
+    assert lines == ["file.yaml:2", "file.yaml:3", "file.yaml:6"]
 
 
 def test_aliases_that_stay_small_are_read() -> None:
@@ -127,9 +128,10 @@ def test_an_empty_file_says_nothing(tmp_path: Path, content: str) -> None:
 
 TEXTS = st.one_of(
     st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12),
-    st.sampled_from(["1e6", "no", "null", "~", "", " a", "a: b", "#x", "'", "500M", "010", "true", "- a", "a\nb", "1:2"]),
+    st.sampled_from(["1e6", "no", "null", "~", "", " a", "a: b", "#x", "'", "500M", "010", "true", "- a", "a\nb"]),
 )
-PLAIN = st.one_of(st.none(), st.booleans(), st.integers(-(2**64), 2**64), st.floats(allow_nan=False, allow_infinity=False), TEXTS)
+NUMBERS = st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
+PLAIN = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
 TREES = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
 )
