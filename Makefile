@@ -1,7 +1,7 @@
 # Development commands. Users start with scripts/run_quickstart.sh and need none of these.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types test slow golden bench
+.PHONY: check lint types test slow golden bench lock
 
 check: lint types test
 
@@ -23,3 +23,9 @@ golden:
 
 bench:
 	$(PYTHON) tools/benchmark-blas.py
+
+# Versions only: no hosts, no paths, and not the tools that install.
+lock:
+	{ echo "# Versions the suite passed with, for pip install -c. Written by make lock."; \
+	  $(PYTHON) -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' ; } > requirements-lock.new
+	mv requirements-lock.new requirements-lock.txt

@@ -5,6 +5,7 @@ import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,21 @@ pytestmark = pytest.mark.skipif(not fast_blas.needs_openblas(), reason="only the
 
 WHEEL, PATCHELF = fast_blas.find_wheel_library(), fast_blas.find_patchelf()
 REPOSITORY = Path(__file__).parent.parent
+
+
+class FakeConfig:
+    """Stands in for the C function that says how an OpenBLAS was built."""
+
+    def __init__(self, config: bytes) -> None:
+        self.config = config
+
+    def __call__(self) -> bytes:
+        return self.config
+
+
+def fake_library(config: bytes) -> SimpleNamespace:
+    """What ctypes would return for an OpenBLAS."""
+    return SimpleNamespace(openblas_get_config=FakeConfig(config), cblas_sgemm=None)
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -125,6 +141,23 @@ class TestWheel:
         assert str(copy) in maps
         mapped_after(code, XDG_CACHE_HOME=str(tmp_path))
         assert copy.stat().st_mtime_ns == written
+
+    def test_a_system_library_comes_before_the_wheel(self, tmp_path: Path) -> None:
+        assert WHEEL is not None
+        assert PATCHELF is not None
+        system = fast_blas.renamed_copy(WHEEL, PATCHELF, tmp_path).rename(tmp_path / "libopenblas.so.0")
+        code = "from utils import fast_blas; fast_blas.load_wheel = None; import core, mlx.core"
+        maps, errors = mapped_after(code, LD_LIBRARY_PATH=str(tmp_path))
+        assert str(system) in maps
+        assert errors == ""
+
+    def test_a_library_with_64_bit_integers_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """MLX would pass it 32-bit sizes."""
+        library = fake_library(b"OpenBLAS 0.3.27 USE64BITINT DYNAMIC_ARCH")
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+        assert not fast_blas.load("libopenblas.so.0")
+        library.openblas_get_config.config = b"OpenBLAS 0.3.27 DYNAMIC_ARCH"
+        assert fast_blas.load("libopenblas.so.0")
 
     def test_a_broken_patchelf_is_an_oserror(self, tmp_path: Path) -> None:
         assert WHEEL is not None
