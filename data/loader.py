@@ -8,7 +8,7 @@ accelerator computes. To change what a row holds, see `data/packing.py`; to chan
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -129,7 +129,7 @@ class Dataset:
         rank: int = 0,
         world_size: int = 1,
         micro_batch_size: int | None = None,
-    ) -> Iterator[tuple[Batch, dict[str, int]]]:
+    ) -> Generator[tuple[Batch, dict[str, int]], None, None]:
         """Endless batches of `batch_size` global rows, of which this rank gets its `batch_size / world_size`.
 
         Each comes with the state behind it, `{"row": next global row, "epoch": its epoch}`; `start_row=state["row"]`
@@ -169,7 +169,7 @@ def pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
     return np.concatenate([array, np.zeros((num_rows - len(array), *array.shape[1:]), array.dtype)])
 
 
-def prefetch(values: Iterable[Value], depth: int = 2) -> Iterator[Value]:
+def prefetch(values: Iterable[Value], depth: int = 2) -> Generator[Value, None, None]:
     """The same values, computed up to `depth` ahead in a thread, which starts with the first `next`.
 
     An error in the thread is raised here, in place of the value. Closing or dropping the iterator ends the thread.

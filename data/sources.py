@@ -8,6 +8,7 @@ To add a source, write a `SourceConfig` subclass with `walk` and `origin`, and a
 
 import glob
 import json
+import os
 import platform
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -207,7 +208,10 @@ class StdlibSourceConfig(SourceConfig):
 def library_files() -> list[Path]:
     """The modules of the standard library, sorted, without tests and installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    found = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts)]
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in NOT_LIBRARY]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
     if not found:
         raise DataError(f"{root}: no source files of the standard library; name a corpus in data.sources")
     return sorted(found)

@@ -73,9 +73,10 @@ class TextDataConfig(DataConfig):
             raise DataError("no training document remains; check data.sources, their weight and max_tokens")
         return dataset
 
-    def build_tokenizer(self, report: Report = print) -> Tokenizer:
-        """Only the tokenizer, trained if need be."""
-        return Preparation(self, report).tokenizer()
+    def build_tokenizer(self, report: Report = print) -> tuple[Tokenizer, list[str]]:
+        """Only the tokenizer, trained if need be, and the held-out texts to measure it on."""
+        preparation = Preparation(self, report)
+        return preparation.tokenizer(), preparation.survey()[0].validation
 
 
 def origins(sources: tuple[SourceConfig, ...]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def silent(line: str) -> None:
     pass
 
 
-def written(folder: Path, items, validation=("held", "out"), token_type="auto"):
+def written(folder: Path, items, validation=("held", "out"), token_type: Any = "auto"):
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(folder, items, list(validation), tokenizer, token_type, {}, silent)
     return folder

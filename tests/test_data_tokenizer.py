@@ -36,8 +36,8 @@ TRICKY = [
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 SPECIAL = {"eos": "<|endoftext|>", "pad": "<pad>", "mask": "<|mask|>", "user": "<|user|>"}
 
-gpt2 = BPETokenizerConfig(vocab_size=400, pretokenizer="gpt2", special_tokens=SPECIAL).build(CORPUS)
-llama3 = BPETokenizerConfig(vocab_size=400, special_tokens=SPECIAL).build(CORPUS)
+gpt2 = BPETokenizerConfig(vocab_size=340, pretokenizer="gpt2", special_tokens=SPECIAL).build(CORPUS)
+llama3 = BPETokenizerConfig(vocab_size=340, special_tokens=SPECIAL).build(CORPUS)
 plain = BytesTokenizerConfig(special_tokens=SPECIAL).build()
 ALL = pytest.mark.parametrize("tokenizer", [gpt2, llama3, plain], ids=["gpt2", "llama3", "bytes"])
 
@@ -75,7 +75,7 @@ def test_byte_characters_are_the_alphabet_of_the_tokenizers_package():
 
 
 def test_vocab_size_counts_specials_and_all_256_bytes_are_there():
-    assert llama3.vocab_size == 400
+    assert llama3.vocab_size == 340
     assert all(llama3.backend.token_to_id(character) is not None for character in byte_characters())
     assert BPETokenizerConfig(vocab_size=5000).build(["tiny"]).vocab_size < 300
 
@@ -102,7 +102,7 @@ def test_gpt2_pattern_cuts_as_the_package_own_gpt2_pretokenizer():
 def test_training_is_the_same_in_another_process_and_in_another_order():
     program = (
         "from data.tokenizer import BPETokenizerConfig as C; import json, sys; "
-        "print(C(vocab_size=400, special_tokens=json.loads(sys.argv[2])).build(json.loads(sys.argv[1])).hash)"
+        "print(C(vocab_size=340, special_tokens=json.loads(sys.argv[2])).build(json.loads(sys.argv[1])).hash)"
     )
     arguments = [sys.executable, "-c", program, json.dumps(CORPUS[::-1]), json.dumps(SPECIAL)]
     assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip() == llama3.hash
