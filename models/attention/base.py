@@ -1,0 +1,32 @@
+"""The contract of an attention backend: a config that checks a model and builds one pure function.
+
+The function is `attend(q_BHLK, k_BGSK, v_BGSK, mask, scale) -> out_BHLK`: H query heads share G key/value heads
+(H % G == 0, none is repeated in memory), and the L queries are the last L of the S key positions. `mask` is a
+`Mask`, a description rather than an array, so that a backend may use a kernel that knows "causal" by name.
+Legend: B rows, H query heads, G key/value heads, L queries, S keys, K head size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from models.attention.mask import Mask
+from utils.schema import TypedSection
+
+Attend = Callable[[mx.array, mx.array, mx.array, Mask, float], mx.array]
+
+
+class AttentionConfig(TypedSection):
+    """How attention is computed. It changes speed and memory, never the result."""
+
+    def check(self, model_config: Any) -> None:
+        """Raise ValueError when this backend cannot do what the model asks for. Reads `attention_dropout`."""
+
+    def build(self, dropout: float = 0.0) -> Attend:
+        """The function; `dropout` is the probability of dropping an attention weight (0 in evaluation)."""
+        raise NotImplementedError(f"{type(self).__name__} must define build")
+
+    def explain(self, dropout: float = 0.0) -> str:
+        """One line for the plan printed before training: which kernel runs on this machine, and why."""
+        raise NotImplementedError(f"{type(self).__name__} must define explain")

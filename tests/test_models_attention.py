@@ -1,0 +1,128 @@
+"""Every attention backend against attention written in NumPy float64, and against `simple` in its gradients."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from models.attention import ATTENTION, auto_attention, simple_attention
+from models.attention.flash_attention import FlashAttentionConfig, flash_warnings
+from models.attention.mask import Mask
+from models.attention.simple_attention import SimpleAttentionConfig
+from utils.registry import look_up
+
+B, H, L, K = 2, 4, 6, 8
+SEGMENTS = mx.array([[1, 1, 1, 2, 2, 0], [0, 0, 1, 1, 1, 1]])
+KEY_SEGMENTS = mx.array([[0, 1, 1, 1, 1, 1, 1, 2, 2], [0, 0, 0, 0, 0, 1, 1, 1, 1]])
+MASKS = {
+    "causal": (Mask("causal"), L),
+    "bidirectional": (Mask("bidirectional"), L),
+    "causal window": (Mask("causal", window=3), L),
+    "window 1": (Mask("causal", window=1), L),
+    "wide window": (Mask("causal", window=50), L),
+    "bidirectional window": (Mask("bidirectional", window=2), L),
+    "causal segments": (Mask("causal", segments=SEGMENTS), L),
+    "bidirectional segments": (Mask("bidirectional", segments=SEGMENTS), L),
+    "segments and window": (Mask("causal", 2, SEGMENTS), L),
+    "cached": (Mask("causal"), 9),
+    "cached window": (Mask("causal", window=4), 9),
+    "cached segments": (Mask("causal", None, KEY_SEGMENTS[:, 3:], KEY_SEGMENTS), 9),
+}
+CASES = [
+    pytest.param(mask, keys, groups, id=f"{name}-{groups}")
+    for name, (mask, keys) in MASKS.items()
+    for groups in (1, 2, 4)
+]
+
+
+def draw(num_keys, groups, seed=0):
+    random = np.random.default_rng(seed)
+    shapes = [(B, H, L, K), (B, groups, num_keys, K), (B, groups, num_keys, K)]
+    return [mx.array(random.normal(size=shape).astype(np.float32)) for shape in shapes]
+
+
+def in_float64(q, k, v, mask, scale):
+    q, k, v = (np.array(x, dtype=np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
+    scores = np.einsum("bhlk,bhsk->bhls", q, k) * scale
+    allowed = mask.array(L, k.shape[2])
+    if allowed is not None:
+        scores = np.where(np.broadcast_to(np.array(allowed), scores.shape), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhls,bhsk->bhlk", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize(("mask", "num_keys", "groups"), CASES)
+def test_values(name, mask, num_keys, groups):
+    q, k, v = draw(num_keys, groups)
+    out = look_up(ATTENTION, name, "attention")().build()(q, k, v, mask, K**-0.5)
+    np.testing.assert_allclose(np.array(out), in_float64(q, k, v, mask, K**-0.5), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENTION if name != "simple"])
+@pytest.mark.parametrize(("mask", "num_keys", "groups"), CASES)
+def test_gradients(name, mask, num_keys, groups):
+    inputs = draw(num_keys, groups)
+    cotangent = draw(num_keys, groups, seed=1)[0]
+
+    def gradients(attend):
+        return mx.grad(lambda q, k, v: (attend(q, k, v, mask, 0.3) * cotangent).sum(), argnums=(0, 1, 2))(*inputs)
+
+    expected = gradients(SimpleAttentionConfig().build())
+    for got, right in zip(gradients(look_up(ATTENTION, name, "attention")().build()), expected, strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(right), atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_padding_gives_no_nan(name):
+    q, k, v = draw(L, 2)
+    mask = Mask("causal", segments=mx.zeros((B, L), dtype=mx.int32))
+    attend = look_up(ATTENTION, name, "attention")().build()
+    gradient = mx.grad(lambda q: attend(q, k, v, mask, 1.0).sum())(q)
+    assert np.isfinite(np.array(gradient)).all()
+
+
+def test_half_precision_keeps_its_dtype():
+    q, k, v = (x.astype(mx.bfloat16) for x in draw(L, 2))
+    assert simple_attention.attend(q, k, v, Mask(), 0.3).dtype == mx.bfloat16
+
+
+def test_dropout_keeps_the_mean_and_follows_the_seed():
+    q, k, v = draw(L, 2)
+    attend = SimpleAttentionConfig().build(dropout=0.3)
+    mx.random.seed(3)
+    first = attend(q, k, v, Mask(), 0.3)
+    mx.random.seed(3)
+    assert mx.array_equal(first, attend(q, k, v, Mask(), 0.3))
+    assert not mx.array_equal(first, attend(q, k, v, Mask(), 0.3))
+    weights = simple_attention.drop(mx.ones((400, 400)), 0.3)
+    assert abs(weights.mean().item() - 1) < 0.01
+    assert set(np.unique(np.array(weights)).round(5)) == {0.0, np.float32(1 / 0.7).round(5)}
+
+
+def test_auto_says_what_it_chose_and_takes_simple_when_weights_are_dropped(monkeypatch):
+    auto = auto_attention.AutoAttentionConfig()
+    assert auto.build(0.1).func is simple_attention.attend
+    assert "drop attention weights" in auto.explain(0.1)
+    monkeypatch.setattr(auto_attention.platform, "system", lambda: "Darwin")
+    assert auto.explain() == "flash (auto): the fused kernel"
+    monkeypatch.setattr(auto_attention.platform, "system", lambda: "Linux")
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    assert auto.explain().startswith("simple" if on_cpu else "flash")
+
+
+def test_flash_refuses_dropout():
+    class Model:
+        attention_dropout = 0.1
+
+    with pytest.raises(ValueError, match="attention_dropout is 0.1"):
+        FlashAttentionConfig().check(Model())
+
+
+def test_flash_warnings():
+    assert flash_warnings(64, 1024, "cuda") == []
+    assert flash_warnings(256, 1000, "metal") == flash_warnings(256, 1000, "cpu") == []
+    assert len(flash_warnings(256, 1000, "cuda")) == 2
+    assert "use 896 or 1024" in flash_warnings(64, 1000, "cuda")[0]
+    assert "use 128" in flash_warnings(64, 100, "cuda")[0]
+    assert len(flash_warnings(20, 256, "cuda")) == 1
