@@ -20,7 +20,7 @@ MAY_IMPORT = {
 OTHER_FOLDERS = (".ci", ".github", "configs", "docs", "tests")
 LARGEST_FILE, LARGEST_FUNCTION, LARGEST_LOOP = 400, 60, 100
 LOOP_FILE = "core/training.py"
-TESTS_WITHOUT_A_FILE = {"architecture", "configs", "contracts", "golden", "pipeline", "readme"}
+TESTS_WITHOUT_A_FILE = {"architecture", "configs", "contracts", "golden", "pipeline", "readme", "optimizers_rules"}
 MACHINE_PATH = re.compile(r"(?<![\w.~/{}$])/(?:home|Users|root|work|mnt|opt)/\w")
 
 
@@ -88,13 +88,13 @@ def find_duplicates(texts: dict[str, str]) -> list[list[str]]:
 
 
 def subjects_of(files: list[str]) -> set[str]:
-    """The names a test file may carry after `test_`: each file as folder_file, and each package."""
+    """The names a test file may carry after `test_`: folder_file, with or without the packages between them."""
     subjects = set(TESTS_WITHOUT_A_FILE)
     for name in files:
         path = Path(name)
         if path.parts[0] in MAY_IMPORT and path.suffix in (".py", ".sh"):
-            parts = [part.replace("-", "_") for part in path.with_suffix("").parts]
-            subjects.add("_".join(part for part in parts if part != "__init__"))
+            parts = [part.replace("-", "_") for part in path.with_suffix("").parts if part != "__init__"]
+            subjects |= {"_".join(parts), f"{parts[0]}_{parts[-1]}"}
     return subjects
 
 
