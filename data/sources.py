@@ -44,10 +44,11 @@ class SourceConfig(TypedSection):
 
     def documents(self, state: State | None = None, report: Report = print) -> Documents:
         """The documents that follow `state` (None: all), each with the state behind it. Empty ones are left out."""
-        state = dict(state) if state else {"documents": 0}
-        if state["documents"] == self.max_documents:
+        begin = state or {"documents": 0}
+        if begin["documents"] == self.max_documents:
+            self.judge(begin, report)
             return
-        begin = state
+        state = begin
         for text, state in self.walk(begin, report):
             yield text, state
             if state["documents"] == self.max_documents:

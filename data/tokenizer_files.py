@@ -5,6 +5,7 @@ these. They run as a `Split` before a `ByteLevel` that does not split again. To 
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ PATTERNS = {
     "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
 USUAL_NAMES = {
     "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]"),
     "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[BOS]"),
@@ -35,9 +37,7 @@ def byte_characters() -> list[str]:
 def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str, special_tokens: list[str]) -> tokenizers.Tokenizer:
     """Byte-level BPE; special tokens get the first ids. The vocabulary is smaller when the texts run out of pairs."""
     backend = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(PATTERNS[pattern]), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    backend.pre_tokenizer = pretokenizer_of(PATTERNS[pattern])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -49,11 +49,39 @@ def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str, special_token
     return backend
 
 
+def pretokenizer_of(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into the words of the pattern, then maps bytes to characters."""
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def can_be_cut(backend: tokenizers.Tokenizer) -> bool:
+    """Whether the tokens of a text are those of the parts `cut_text` gives: so it is with our patterns."""
+    ours = {bytes(pretokenizer_of(pattern).__getstate__()) for pattern in PATTERNS.values()}
+    given = backend.pre_tokenizer
+    return backend.normalizer is None and given is not None and bytes(given.__getstate__()) in ours
+
+
+def cut_text(text: str, part_size: int) -> list[str]:
+    """Parts of at least `part_size` characters, cut behind a newline between two characters that are no space.
+
+    No word of our patterns reaches over such a place, and none looks ahead over it.
+    """
+    parts, start = [], 0
+    while cut := LINE_BREAK.search(text, start + part_size):
+        parts.append(text[start : cut.end()])
+        start = cut.end()
+    return [*parts, text[start:]]
+
+
 def new_byte_level(special_tokens: list[str]) -> tokenizers.Tokenizer:
-    """Byte-level BPE without merges: byte b is id b, special tokens follow from 256 on."""
+    """Byte-level BPE without merges: byte b is id b, special tokens follow from 256 on.
+
+    Words make no difference to its ids; cutting into them only keeps the work on a long text small.
+    """
     vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pretokenizer_of(PATTERNS["gpt2"])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(special_tokens)
     return backend

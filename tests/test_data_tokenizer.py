@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tokenizers import pre_tokenizers
 
 from data.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, FileTokenizerConfig, Tokenizer
-from data.tokenizer_files import PATTERNS, byte_characters
+from data.tokenizer_files import PATTERNS, byte_characters, can_be_cut, cut_text
 from utils.errors import DataError
 
 CORPUS = [
@@ -49,6 +49,35 @@ def test_decoding_gives_back_every_text(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False) == text
     assert tokenizer.encode_batch([text, "x"]) == [ids, tokenizer.encode("x")]
+
+
+@ALL
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from(list("a7' .!\n\r\t\u00a0\u3042\u200d\x1c\x85\u2028\U0001f600")), max_size=40))
+def test_a_text_encoded_in_parts_has_the_tokens_of_the_whole(tokenizer, text):
+    whole = tokenizer.backend.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode_batch([text, "x\ny"], part_size=1) == [whole, tokenizer.backend.encode("x\ny").ids]
+
+
+def test_long_texts_are_really_cut_and_nothing_is_lost():
+    text = "".join(f"line {number}\n\n  indented\n" for number in range(100))
+    parts = cut_text(text, 50)
+    assert "".join(parts) == text
+    assert 10 < len(parts) <= len(text) / 50 + 1
+    assert cut_text("", 5) == [""]
+
+
+def test_only_our_own_patterns_are_cut():
+    other = BytesTokenizerConfig(special_tokens=SPECIAL).build().backend
+    assert can_be_cut(other)
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    assert can_be_cut(llama3.backend)
+    assert can_be_cut(gpt2.backend)
+    assert not can_be_cut(other)
+    other.pre_tokenizer = gpt2.backend.pre_tokenizer
+    assert can_be_cut(other)
+    other.normalizer = tokenizers.normalizers.NFC()
+    assert not can_be_cut(other)
 
 
 @ALL
