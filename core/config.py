@@ -6,9 +6,7 @@ X.yaml` shows each value with the line that decided it. To add a root section: a
 configs/base_config.yaml.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as AnySequence
 from pathlib import Path
@@ -24,8 +22,9 @@ from distributed.group import DistributedConfig
 from models.base import ModelConfig
 from optimizers.base import OptimizerConfig
 from optimizers.schedules import ScheduleConfig
+from utils.cli import Parser, run_command
 from utils.coercion import build
-from utils.errors import ConfigError, exit_code_of
+from utils.errors import ConfigError
 from utils.schema import Misfits, OneOf, Section, json_schema
 from utils.units import Duration
 from utils.yaml_file import Mapping, Node, Place, Sequence, node_of, write_yaml
@@ -246,7 +245,7 @@ def editor_schema() -> dict[str, Any]:
 
 def main() -> None:
     """`python -m core.config X.yaml [section.key=value ...]`."""
-    parser = argparse.ArgumentParser(prog="python -m core.config", description="Show a resolved config.")
+    parser = Parser("Show a resolved config, each value with the line that decided it.", prog="python -m core.config")
     parser.add_argument("path", nargs="?", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=f"values of the {COMMAND_LINE}")
     parser.add_argument("--schema", action="store_true", help="write the JSON schema for editors instead")
@@ -263,4 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    run_command(main)

@@ -1,9 +1,14 @@
 """Config files: extends, the order of what wins, all problems at once, provenance, and the way back to YAML."""
 
+import copy
+import itertools
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,3 +280,29 @@ def test_the_editor_schema_knows_every_table() -> None:
     assert schema["required"] == []
     references = [part.split('"')[0] for part in json.dumps(schema).split("#/$defs/")[1:]]
     assert set(references) <= set(schema["$defs"])
+
+
+JUNK = [None, True, -1, 1e300, "", "no", "a:b", "os:path", [], [None], {}, {"type": None}, {"a": {"b": 1}}]
+
+
+def test_no_value_anywhere_makes_more_than_a_config_error() -> None:
+    defaults = dump(build_section(Config, {}))
+    num_refused = 0
+    for path, junk in itertools.product(_paths(defaults), JUNK):
+        values = copy.deepcopy(defaults)
+        section = values
+        for key in path[:-1]:
+            section = section[key]
+        section[path[-1]] = junk
+        try:
+            assert build_section(Config, dump(config := build_section(Config, values))) == config
+        except ConfigError as error:
+            num_refused += 1
+            assert all(re.fullmatch(r"values: [\w.\[\]]+: [^\n]+", problem) for problem in error.problems)
+    assert num_refused > 500
+
+
+def _paths(values: Any, path: tuple = ()) -> Iterator[tuple]:
+    for key in values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ():
+        yield (*path, key)
+        yield from _paths(values[key], (*path, key))
