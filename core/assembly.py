@@ -5,7 +5,7 @@ gives the vocabulary, the vocabulary the model, the model the optimizer's groups
 each other's inverse. To make something else part of a checkpoint, add it to both.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,9 +142,9 @@ def copy_tree(tree: Any) -> Any:
     return tree_map(lambda array: array, tree)
 
 
-def host_arrays(flat: Iterable[tuple[str, mx.array]]) -> dict[str, np.ndarray]:
-    """Views on the host of arrays that nothing changes any more; evaluates them."""
-    pairs = list(flat)
+def host_arrays(flat: Any) -> dict[str, np.ndarray]:
+    """Views on the host, by name, of (name, array) pairs that nothing changes any more; evaluates them."""
+    pairs: list[tuple[str, mx.array]] = list(flat)
     mx.eval([array for _, array in pairs])
     return {name: np.asarray(array) for name, array in pairs}
 

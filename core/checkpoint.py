@@ -235,8 +235,9 @@ def sync(path: Path) -> None:
     """Flush a file or a folder to the disk; on macOS, past the drive's cache too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if hasattr(fcntl, "F_FULLFSYNC") and path.is_file():
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+        if full_sync is not None and path.is_file():
+            fcntl.fcntl(descriptor, full_sync)
         else:
             os.fsync(descriptor)
     finally:

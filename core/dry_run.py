@@ -4,9 +4,9 @@ Models are counted by formula; MLX is lazy, so parameters and optimizer state ar
 tokenizer that is not there yet is a warning here, because a config is often checked before its corpus is downloaded.
 """
 
-import sys
 from pathlib import Path
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from core.assembly import complete_model_config
@@ -15,23 +15,23 @@ from core.plan import disk_warning, make_plan, rows
 from core.precision import resolve_precision
 from core.progress import show_rows
 from core.run import run_folder
+from utils.cli import warn
 from utils.units import format_count
 
 
 def dry_run(config: Config) -> int:
     """Print the plan of `config`; 0. Raises ConfigError for what cannot work on any machine."""
     warnings = [*config.data.find_problems()]
-    num_tokens = config.data.tokenizer.expected_vocab_size()
+    num_tokens = config.data.expected_vocab_size()
     if num_tokens is None:
         guess = config.model.vocab_size or 32000
         num_tokens = guess - config.objective.num_reserved_tokens
         warnings.append(f"the tokenizer is not there yet: counting with a vocabulary of {guess:,}")
     model_config = complete_model_config(config, num_tokens)
-    parameters = model_config.build(seed=config.seed).trainable_parameters()
-    optimizer_bytes = sum(array.nbytes for array in config.optimizer.build(parameters).state_dict().values())
-    config.objective.build(num_tokens)
-    counted = sum(array.size for _, array in tree_flatten(parameters))
+    parameters: dict[str, mx.array] = dict(tree_flatten(model_config.build(seed=config.seed).trainable_parameters()))
+    counted = sum(array.size for array in parameters.values())
     assert counted == model_config.num_params(), (counted, model_config.num_params())
+    config.objective.build(num_tokens)
     rows_per_epoch = None
     if config.training.duration.unit == "epochs":
         warnings.append("steps of an epoch are known once the data is prepared: counting one step an epoch")
@@ -40,7 +40,7 @@ def dry_run(config: Config) -> int:
         config,
         model_config,
         precision=resolve_precision(config.training.precision),
-        optimizer_bytes=optimizer_bytes,
+        optimizer_bytes=count_optimizer_bytes(config, parameters),
         rows_per_epoch=rows_per_epoch,
     )
     vocabulary = [("vocabulary", f"{model_config.vocab_size:,} ({format_count(num_tokens)} of the tokenizer)")]
@@ -48,5 +48,13 @@ def dry_run(config: Config) -> int:
     print(show_rows([*vocabulary, *rows(plan, Path(config.out_dir))]))
     for line in (*warnings, disk_warning(plan, Path(config.out_dir))):
         if line:
-            print(f"warning: {line}", file=sys.stderr)
+            warn(line)
     return 0
+
+
+def count_optimizer_bytes(config: Config, parameters: dict[str, mx.array]) -> int:
+    """Bytes of the optimizer's state, from arrays that are never evaluated."""
+    shapes = {name: array.shape for name, array in parameters.items()}
+    groups = config.optimizer.groups(shapes)
+    starts = [group.start(shapes[name]) for group in groups for name in group.decay]
+    return sum(array.nbytes for start in starts for array in start.values())

@@ -9,7 +9,6 @@ import argparse
 import gzip
 import lzma
 import math
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,8 @@ from core.loading import add_model_arguments, load_model
 from core.objectives.base import Loss, Objective
 from core.precision import cast, resolve_precision
 from data.batch import Batch
-from utils.errors import DataError, exit_code_of
+from utils.cli import Parser, run_command
+from utils.errors import DataError
 
 
 class Evaluation(NamedTuple):
@@ -88,11 +88,17 @@ class Evaluator:
                     return None
                 loss = self._sums(to_arrays(batch))
                 mx.eval(loss.total, loss.weight)
-                total += loss.total.item()
-                weight += loss.weight.item()
+                total += number(loss.total)
+                weight += number(loss.weight)
         finally:
             self._model.train()
         return Evaluation(total, round(weight), num_bytes)
+
+
+def number(array: mx.array) -> float:
+    """A 0-d array as a Python number; waits for the device."""
+    value: Any = array.item()
+    return value
 
 
 def to_arrays(batch: Batch) -> Batch:
@@ -129,7 +135,7 @@ def report(evaluation: Evaluation, text: bytes) -> list[str]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The command line of `core.evaluation`."""
-    parser = argparse.ArgumentParser(prog="python -m core.evaluation", description="Evaluate a run on held-out text.")
+    parser = Parser("Evaluate a run on held-out text.", prog="python -m core.evaluation")
     add_model_arguments(parser, model_folder=False)
     parser.add_argument("--data", type=Path, help="another text file to evaluate on")
     parser.add_argument("--batch-size", type=int, default=None, help="sequences at once")
@@ -159,4 +165,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    run_command(main)

@@ -4,13 +4,13 @@ Every figure comes from the metrics rows, so the bar, the log and the plots agre
 `describe`.
 """
 
-import sys
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from utils.cli import warn
 from utils.units import format_count
 
 PLAIN_INTERVAL_SECONDS = 5.0
@@ -82,7 +82,7 @@ class TrainingProgress:
 
     def warn(self, line: str) -> None:
         """A line on stderr, from every rank."""
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        warn(line)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

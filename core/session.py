@@ -15,7 +15,7 @@ import mlx.core as mx
 from core.assembly import Parts, Progress, copy_tree, take_snapshot
 from core.checkpoint import BackgroundWriter, write_checkpoint
 from core.config import Config
-from core.evaluation import Evaluation, Evaluator
+from core.evaluation import Evaluation, Evaluator, number
 from core.generation import generate
 from core.plan import due
 from core.progress import TrainingProgress
@@ -91,17 +91,17 @@ class Session:
         output = pending.output
         mx.eval(output)
         self._read_clock(pending.step)
-        if not output.applied.item():
+        if not number(output.applied):
             self._held_back(pending)
         figures: dict[str, float] = {}
         if due(self.parts.plan.periods.log, pending.step) or pending.step == self.parts.plan.total_steps:
             figures = {
-                "train/loss": output.loss.item(),
+                "train/loss": number(output.loss),
                 "optim/learning_rate": pending.learning_rate,
-                "optim/grad_norm": output.grad_norm.item(),
+                "optim/grad_norm": number(output.grad_norm),
                 **self._speed(),
                 "memory/peak_bytes": mx.get_peak_memory(),
-                **{f"train/{name}": value.item() for name, value in output.metrics.items()},
+                **{f"train/{name}": number(value) for name, value in output.metrics.items()},
             }
             self.write_row(pending.step, pending.tokens, figures)
         self.show.update(pending.step, figures, self._remaining(pending.step))
@@ -109,8 +109,8 @@ class Session:
     def _held_back(self, pending: Pending) -> None:
         self.progress = self.progress._replace(skipped_updates=self.progress.skipped_updates + 1)
         output = pending.output
-        what = f"step {pending.step}: loss {output.loss.item()}, gradient norm {output.grad_norm.item()}"
-        if output.skipped.item() > self.config.training.max_skipped_updates:
+        what = f"step {pending.step}: loss {number(output.loss)}, gradient norm {number(output.grad_norm)}"
+        if number(output.skipped) > self.config.training.max_skipped_updates:
             raise NonFiniteError(
                 f"{what}: the update was not made and the run stops; lower optimizer.learning_rate, look at the data, "
                 f"or allow training.max_skipped_updates; continue from the last checkpoint with --resume"
@@ -201,6 +201,7 @@ class Session:
                 max_tokens=settings.max_tokens,
                 temp=settings.temperature,
                 seed=self.config.seed,
+                context=self.parts.model_config.max_position_embeddings,
             )
         finally:
             model.train()

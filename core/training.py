@@ -12,7 +12,6 @@ Shapes: M = micro-batches, B = rows of a micro-batch, L = positions.
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from core.run import Run, StopSignal, open_run
 from core.session import Session, StepOutput
 from data.batch import Batch
 from data.tokenizer import Tokenizer
-from utils.errors import exit_code_of
+from utils.cli import Parser, run_command, warn
 
 MAX_STEPS_IN_FLIGHT = 2
 
@@ -59,7 +58,7 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
             batch = Batch(*(array[index] for array in micro_batches))
             if sums is not None:
                 # Without the order, every micro-batch's activations would be alive at once.
-                batch = batch._replace(tokens=mx.depends(batch.tokens, [a for _, a in tree_flatten(sums)]))
+                batch = batch._replace(tokens=mx.depends(batch.tokens, leaves(sums)))
             (_, loss), gradients = mx.value_and_grad(scaled_loss)(masters, batch)
             sums = (gradients, loss) if sums is None else tree_map(mx.add, sums, (gradients, loss))
         gradients, loss = group.reduce(sums)
@@ -84,9 +83,15 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
     return mx.compile(step, inputs=state, outputs=state) if training.compile else step
 
 
+def leaves(tree: Any) -> list[mx.array]:
+    """All arrays of a tree."""
+    pairs: Any = tree_flatten(tree)
+    return [array for _, array in pairs]
+
+
 def global_norm(gradients: Any) -> mx.array:
     """L2 norm over all arrays, summed in float32."""
-    squares = [mx.sum(mx.square(array.astype(mx.float32))) for _, array in tree_flatten(gradients)]
+    squares = [mx.sum(mx.square(array.astype(mx.float32))) for array in leaves(gradients)]
     return mx.sqrt(sum(squares[1:], squares[0]))
 
 
@@ -156,7 +161,7 @@ def run_tokenizer(run: Run) -> Tokenizer | None:
 
 def continue_from(run: Run, parts: Parts, resume: bool, say: Callable[[str], None]) -> Progress:
     """Restore the newest whole checkpoint when resuming; else step 0, with the tokenizer kept in the run."""
-    checkpoint = newest_valid(run.checkpoints, warn_on_stderr) if resume else None
+    checkpoint = newest_valid(run.checkpoints, warn) if resume else None
     if run.is_main and not (run.tokenizer / "tokenizer.json").exists():
         run.tokenizer.mkdir(parents=True, exist_ok=True)
         parts.dataset.tokenizer.save(run.tokenizer)
@@ -167,11 +172,6 @@ def continue_from(run: Run, parts: Parts, resume: bool, say: Callable[[str], Non
     return progress
 
 
-def warn_on_stderr(line: str) -> None:
-    """A loud line."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
 def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
     """Print and log the plan, and warn when the disk is too small for it."""
     text = show_rows(rows(parts.plan, run.folder, parts.dataset.summary()))
@@ -179,7 +179,7 @@ def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
     run.log(f"plan\n{text}")
     warning = disk_warning(parts.plan, run.folder)
     if warning:
-        warn_on_stderr(warning)
+        warn(warning)
 
 
 def loop(session: Session, config: Config, group: Any) -> Result:
@@ -187,7 +187,6 @@ def loop(session: Session, config: Config, group: Any) -> Result:
     parts, plan = session.parts, session.parts.plan
     stop = StopSignal()
     step = make_step(parts, group, config)
-    plan.batch_size // group.size
     first_row = (session.progress.data or {"row": 0})["row"]
     loader = parts.dataset.batches(
         plan.batch_size,
@@ -258,7 +257,7 @@ def next_commands(folder: Path) -> str:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line of `core.training`."""
-    parser = argparse.ArgumentParser(prog="python -m core.training", description="Train a model as a YAML file says.")
+    parser = Parser("Train a model as a YAML file says.", prog="python -m core.training")
     parser.add_argument("--config", required=True, type=Path, help="the YAML file")
     parser.add_argument("--resume", action="store_true", help="continue an existing run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
@@ -287,4 +286,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    run_command(main)

@@ -36,6 +36,10 @@ class DataConfig(TypedSection):
         """What is missing, found without reading a corpus."""
         raise NotImplementedError
 
+    def expected_vocab_size(self) -> int | None:
+        """The tokenizer's vocabulary without building it; None when it cannot be known yet."""
+        raise NotImplementedError
+
 
 class TextDataConfig(DataConfig):
     """Documents of text, tokenised and packed into rows."""
@@ -58,6 +62,10 @@ class TextDataConfig(DataConfig):
     """Where prepared data is kept."""
     token_type: TokenType = "auto"
     """How a token is stored: uint16 | uint32 | auto (uint16 when the vocabulary fits)."""
+
+    def expected_vocab_size(self) -> int | None:
+        """See `DataConfig.expected_vocab_size`."""
+        return self.tokenizer.expected_vocab_size()
 
     def find_problems(self) -> list[str]:
         """See `DataConfig.find_problems`."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -131,7 +132,8 @@ def mlx_lm_losses(config: Config, num_steps: int) -> list[float]:
     vocabulary = {"vocab_size": dataset.tokenizer.vocab_size}
     ours = config.model.model_copy(update=vocabulary)
     model = llama.Model(llama.ModelArgs.from_dict(ours.to_hf()))
-    model.load_weights(tree_flatten(ours.build(config.seed).parameters()))
+    weights: Any = tree_flatten(ours.build(config.seed).parameters())
+    model.load_weights(weights)
     decaying, still = (mlx.optimizers.AdamW(0, [0.9, 0.95], 1e-8, decay, bias_correction=True) for decay in (0.1, 0.0))
     optimizer = mlx.optimizers.MultiOptimizer([still, decaying], [lambda name, _: "norm" in name or "embed" in name])
 
