@@ -19,10 +19,11 @@ from core.config import Config
 from core.guard import Guard, initial_guard
 from core.objectives.base import Objective, ObjectiveConfig
 from core.plan import Plan, make_plan
-from core.precision import resolve_precision
+from core.precision import precision_warning, resolve_precision
 from data.sources import TextSourceConfig
 from data.tokenizer import Tokenizer
 from models.weights import load_weights, read_folder
+from utils.cli import warn
 from utils.errors import CheckpointError, ConfigError, DataError
 
 GUARD_PREFIX = "guard."
@@ -71,6 +72,8 @@ def build_parts(config: Config, group: Any, tokenizer: Tokenizer | None, say: Ca
     objective = config.objective.build(dataset.tokenizer.vocab_size)
     optimizer = config.optimizer.build(model.trainable_parameters())
     precision = resolve_precision(config.training.precision)
+    if group.is_main and (warning := precision_warning(config.training.precision, precision)):
+        warn(warning)
     plan = make_plan(
         config,
         model_config,

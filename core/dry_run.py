@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from core.assembly import complete_model_config
 from core.config import Config
 from core.plan import disk_warning, make_plan, rows
-from core.precision import resolve_precision
+from core.precision import precision_warning, resolve_precision
 from core.progress import show_rows
 from core.run import run_folder
 from utils.cli import warn
@@ -32,21 +32,23 @@ def dry_run(config: Config) -> int:
     counted = sum(array.size for array in parameters.values())
     assert counted == model_config.num_params(), (counted, model_config.num_params())
     config.objective.build(num_tokens)
-    rows_per_epoch = None
-    if config.training.duration.unit == "epochs":
-        warnings.append("steps of an epoch are known once the data is prepared: counting one step an epoch")
-        rows_per_epoch = config.rows_per_batch
+    counts_epochs = config.training.duration.unit == "epochs"
+    if counts_epochs:
+        warnings.append("the steps of an epoch are known once the data is prepared: the plan counts one step for each")
+    precision = resolve_precision(config.training.precision)
     plan = make_plan(
         config,
         model_config,
-        precision=resolve_precision(config.training.precision),
+        precision=precision,
         optimizer_bytes=count_optimizer_bytes(config, parameters),
-        rows_per_epoch=rows_per_epoch,
+        rows_per_epoch=config.rows_per_batch if counts_epochs else None,
+        steps_are_known=not counts_epochs,
     )
     vocabulary = [("vocabulary", f"{model_config.vocab_size:,} ({format_count(num_tokens)} of the tokenizer)")]
     print(f"plan of {run_folder(config)} (dry run: nothing is allocated or written)")
     print(show_rows([*vocabulary, *rows(plan, Path(config.out_dir))]))
-    for line in (*warnings, disk_warning(plan, Path(config.out_dir))):
+    slow = precision_warning(config.training.precision, precision)
+    for line in (*warnings, slow, disk_warning(plan, Path(config.out_dir))):
         if line:
             warn(line)
     return 0

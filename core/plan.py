@@ -80,8 +80,12 @@ def make_plan(
     optimizer_bytes: int,
     world_size: int = 1,
     rows_per_epoch: int | None = None,
+    steps_are_known: bool = True,
 ) -> Plan:
-    """Count steps and periods. Raises ConfigError when a batch does not divide or a unit lacks what it needs."""
+    """Count steps and periods. Raises ConfigError when a batch does not divide or warm-up fills the run.
+
+    `steps_are_known`: False for a dry run in epochs, whose real length only the data tells.
+    """
     length = config.data.sequence_length
     num_params = model_config.num_params()
     batch_size = config.rows_per_batch
@@ -99,10 +103,8 @@ def make_plan(
 
     total = steps(config.training.duration) or 0
     warmup = steps(config.schedule.warmup, total) or 0
-    try:
-        config.schedule.multiplier(0, total, warmup, batch_size * length)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    if steps_are_known:
+        check_schedule(config, total, warmup)
     model_bytes = 4 * num_params
     ema_bytes = model_bytes if config.training.weight_ema else 0
     return Plan(
@@ -126,6 +128,14 @@ def make_plan(
         num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
         precision=precision,
     )
+
+
+def check_schedule(config: Config, total_steps: int, warmup_steps: int) -> None:
+    """Raise ConfigError when warm-up and decay do not fit into the run."""
+    try:
+        config.schedule.multiplier(0, total_steps, warmup_steps, config.rows_per_batch * config.data.sequence_length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _period(steps: int | None) -> int | None:

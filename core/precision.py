@@ -11,24 +11,22 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from utils.errors import BackendError
-
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def resolve_precision(asked: str, device: mx.Device | None = None) -> str:
-    """The precision `auto` stands for on this device; any other name as it is.
-
-    Raises:
-        BackendError: half precision on a CPU, where it is about 40 times slower than float32.
-    """
+    """The precision to compute in on this device: a CPU always takes float32, `precision_warning` says so."""
     device = device or mx.default_device()
-    is_cpu = device.type == mx.DeviceType.cpu
-    if asked == "auto":
-        return "float32" if is_cpu else _gpu_precision(mx.device_info(device))
-    if is_cpu and asked != "float32":
-        raise BackendError(f"training.precision {asked} is about 40 times slower on a CPU: use auto or float32")
-    return asked
+    if device.type == mx.DeviceType.cpu:
+        return "float32"
+    return _gpu_precision(mx.device_info(device)) if asked == "auto" else asked
+
+
+def precision_warning(asked: str, used: str) -> str | None:
+    """A line for a person whose choice this device does not take."""
+    if asked in ("auto", used):
+        return None
+    return f"training.precision {asked} is about 40 times slower than float32 on a CPU: computing in {used} here"
 
 
 def _gpu_precision(info: dict[str, Any]) -> str:
