@@ -39,8 +39,9 @@ def exit_after(seconds: float, message: str) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        watcher.kill()
         watcher.communicate()
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
 
 
 def exit_on_interrupt() -> None:

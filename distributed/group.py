@@ -52,8 +52,15 @@ class ProcessGroup:
         return tree if self._all_sum is None else sum_in_buckets(tree, self._all_sum, self._bucket_bytes)
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says yes. Waits for all of them."""
-        return flag if self._all_sum is None else bool(self._all_sum(mx.array(int(flag))).item())
+        """Whether any rank says yes. Waits for all of them; raises BackendError when one has gone."""
+        if self._all_sum is None:
+            return flag
+        try:
+            return bool(self._all_sum(mx.array(int(flag))).item())
+        except RuntimeError as error:
+            if "[ring]" not in str(error):
+                raise
+            raise BackendError(f"rank {self.rank} lost another process of the run: {error}") from error
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""
@@ -63,9 +70,8 @@ class ProcessGroup:
         """This rank's rows of a global batch. Raises ValueError when they do not divide evenly."""
         if num_rows % self.size:
             below = num_rows - num_rows % self.size
-            raise ValueError(
-                f"{num_rows} rows do not divide over {self.size} ranks; {below} or {below + self.size} do"
-            )
+            near = f"{below} or {below + self.size} do" if below else f"{self.size} do"
+            raise ValueError(f"{num_rows} rows do not divide over {self.size} ranks; {near}")
         share = num_rows // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
@@ -101,7 +107,8 @@ class DataParallelConfig(DistributedConfig):
         """Join the ring that `mlx.launch` describes in MLX_RANK and MLX_HOSTFILE.
 
         Raises BackendError without a launcher or a ring backend. Exits with code 2 and an `error:` line when
-        the other processes do not appear in time; a peer lost later is not noticed here.
+        the other processes do not appear in time. A peer that dies later breaks the ring, which the next sum
+        reports; one that hangs is waited for.
         """
         rank = os.environ.get("MLX_RANK")
         if rank is None or not os.environ.get("MLX_HOSTFILE"):

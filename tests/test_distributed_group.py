@@ -158,6 +158,27 @@ def test_a_missing_peer_ends_the_process_with_code_2_in_time(rank: int, hostfile
     assert "Traceback" not in errors
 
 
+LOSE = (
+    JOIN
+    + """
+import os
+from utils.errors import exit_code_of
+assert not group.any(False)
+if group.rank == 1:
+    os._exit(9)
+sys.exit(exit_code_of(lambda: [group.barrier() for _ in range(3)] and 0))
+"""
+)
+
+
+def test_a_peer_that_dies_is_an_error_a_person_can_read(hostfile: Path) -> None:
+    processes = [start(LOSE, rank, hostfile) for rank in range(2)]
+    (_, errors), _ = (process.communicate(timeout=60) for process in processes)
+    assert [process.returncode for process in processes] == [2, 9], errors
+    assert "error: rank 0 lost another process of the run: [ring]" in errors
+    assert "Traceback" not in errors
+
+
 def test_without_a_launcher_it_says_how_to_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLX_RANK", raising=False)
     monkeypatch.delenv("MLX_HOSTFILE", raising=False)

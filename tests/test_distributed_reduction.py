@@ -1,7 +1,7 @@
 """Buckets and ranks without any network: a fake sum over several ranks' trees."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -66,6 +66,20 @@ def test_one_large_array_is_cut_and_small_ones_share_a_message() -> None:
 def test_a_tree_may_be_one_array() -> None:
     assert sum_in_buckets(mx.array([1.0, 2.0, 3.0]), recorder([]), 8).tolist() == [2.0, 4.0, 6.0]
     assert sum_in_buckets(mx.array(2.0), recorder([]), 8).item() == 4.0
+
+
+class Sums(NamedTuple):
+    total: mx.array
+    metrics: dict[str, mx.array]
+
+
+def test_named_tuples_and_lists_keep_their_shape() -> None:
+    tree = ([mx.ones((2,)), mx.zeros((0, 3))], Sums(mx.array(1.5), {"accuracy": mx.array(2.0)}))
+    arrays, sums = sum_in_buckets(tree, recorder([]), 4)
+    assert [array.tolist() for array in arrays] == [[2.0, 2.0], []]
+    assert arrays[1].shape == (0, 3)
+    assert isinstance(sums, Sums)
+    assert (sums.total.item(), sums.metrics["accuracy"].item()) == (3.0, 4.0)
 
 
 def test_a_group_of_one_is_the_identity() -> None:
