@@ -60,14 +60,24 @@ class Progress(NamedTuple):
     """Time spent training so far, over all starts."""
 
 
-def build_parts(config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Parts:
-    """All parts of a run at step 0. `tokenizer`: the run's own, when it is resumed."""
+def build_parts(
+    config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None], *, initialise: bool = True
+) -> Parts:
+    """All parts of a run at step 0. `tokenizer`: the run's own, when it is resumed; `initialise`: use `init_from`.
+
+    Raises:
+        UserError: what can be found out cheaply is found out before the data is prepared.
+    """
+    precision = resolve_precision(config.training.precision)
+    config.micro_batch_size_of(group.size)
+    if initialise and config.init_from is not None and not Path(config.init_from).is_dir():
+        raise CheckpointError(f"init_from: there is no folder {config.init_from}")
     if tokenizer is None and config.init_from is not None:
         tokenizer = initial_tokenizer(Path(config.init_from), say)
     dataset = build_dataset(config, group, tokenizer, say)
     model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
     model = model_config.build(seed=config.seed)
-    if config.init_from is not None:
+    if initialise and config.init_from is not None:
         say(f"weights from {initialise_from(model, config.init_from)}")
     objective = config.objective.build(dataset.tokenizer.vocab_size)
     optimizer = config.optimizer.build(model.trainable_parameters())

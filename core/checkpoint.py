@@ -73,21 +73,22 @@ def find_damage(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint folder; empty when every file is as the manifest says."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{checkpoint}: no readable {MANIFEST} ({error})"]
-    if manifest.get("format_version") != FORMAT_VERSION:
-        return [f"{checkpoint}: format {manifest.get('format_version')}, this version reads {FORMAT_VERSION}"]
-    return [problem for name, entry in files.items() if (problem := _file_damage(checkpoint / name, entry))]
+        version = manifest["format_version"]
+        files = [(checkpoint / name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{checkpoint}: no readable {MANIFEST} ({type(error).__name__}: {error})"]
+    if version != FORMAT_VERSION:
+        return [f"{checkpoint}: format {version}, this version reads {FORMAT_VERSION}"]
+    return [problem for path, size, checksum in files if (problem := _file_damage(path, size, checksum))]
 
 
-def _file_damage(path: Path, entry: Mapping[str, Any]) -> str | None:
+def _file_damage(path: Path, written_bytes: int, checksum: str) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
     size = path.stat().st_size
-    if size != entry["bytes"]:
-        return f"{path} has {size} bytes, {entry['bytes']} were written"
-    return None if sha256_of(path) == entry["sha256"] else f"{path} has changed since it was written (checksum)"
+    if size != written_bytes:
+        return f"{path} has {size} bytes, {written_bytes} were written"
+    return None if sha256_of(path) == checksum else f"{path} has changed since it was written (checksum)"
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:

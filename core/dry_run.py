@@ -22,6 +22,8 @@ from utils.units import format_count
 def dry_run(config: Config) -> int:
     """Print the plan of `config`; 0. Raises ConfigError for what cannot work on any machine."""
     warnings = [*config.data.find_problems()]
+    if config.init_from is not None and not Path(config.init_from).is_dir():
+        warnings.append(f"init_from: there is no folder {config.init_from}")
     num_tokens = config.data.expected_vocab_size()
     if num_tokens is None:
         guess = config.model.vocab_size or 32000
@@ -32,7 +34,7 @@ def dry_run(config: Config) -> int:
     counted = sum(array.size for array in parameters.values())
     assert counted == model_config.num_params(), (counted, model_config.num_params())
     config.objective.build(num_tokens)
-    counts_epochs = config.training.duration.unit == "epochs"
+    counts_epochs = "epochs" in used_units(config)
     if counts_epochs:
         warnings.append("the steps of an epoch are known once the data is prepared: the plan counts one step for each")
     precision = resolve_precision(config.training.precision)
@@ -52,6 +54,13 @@ def dry_run(config: Config) -> int:
         if line:
             warn(line)
     return 0
+
+
+def used_units(config: Config) -> set[str]:
+    """Units of every length that the plan turns into steps."""
+    evaluation = config.evaluation
+    lengths = (config.training.duration, config.schedule.warmup, config.logging.every, config.checkpoint.every)
+    return {length.unit for length in (*lengths, evaluation.every, evaluation.samples.every) if length is not None}
 
 
 def count_optimizer_bytes(config: Config, parameters: dict[str, mx.array]) -> int:

@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
     @property
     def perplexity(self) -> float:
         """exp(loss), infinite beyond the range of floats."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
@@ -139,7 +139,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add_model_arguments(parser, model_folder=False)
     parser.add_argument("--data", type=Path, help="another text file to evaluate on")
     parser.add_argument("--batch-size", type=int, default=None, help="sequences at once")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.batch_size is not None and options.batch_size < 1:
+        parser.error(f"--batch-size is {options.batch_size}; give at least 1")
+    return options
 
 
 def evaluate_run(arguments: argparse.Namespace) -> tuple[Evaluation, bytes]:

@@ -6,6 +6,7 @@ disk a run needs is checked against what is free. To add a line, add a field to 
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,19 +91,11 @@ def make_plan(
     num_params = model_config.num_params()
     batch_size = config.rows_per_batch
 
-    def steps(duration: Duration | None, total_steps: int | None = None) -> int | None:
-        if duration is None:
-            return None
-        return duration.to_steps(
-            tokens_per_step=batch_size * length,
-            num_params=num_params,
-            rows_per_epoch=rows_per_epoch,
-            batch_size=batch_size,
-            total_steps=total_steps,
-        )
-
-    total = steps(config.training.duration) or 0
-    warmup = steps(config.schedule.warmup, total) or 0
+    steps = step_counter(config, num_params, rows_per_epoch)
+    total = steps("training.duration", config.training.duration) or 0
+    if total < 1:
+        raise ConfigError(f"training.duration: {config.training.duration} is no update at all; give at least 1 step")
+    warmup = steps("schedule.warmup", config.schedule.warmup, total) or 0
     if steps_are_known:
         check_schedule(config, total, warmup)
     model_bytes = 4 * num_params
@@ -116,10 +109,10 @@ def make_plan(
         total_steps=total,
         warmup_steps=warmup,
         periods=Periods(
-            log=max(1, steps(config.logging.every, total) or 1),
-            evaluate=_period(steps(config.evaluation.every, total)),
-            sample=_period(steps(config.evaluation.samples.every, total)),
-            checkpoint=_period(steps(config.checkpoint.every, total)),
+            log=max(1, steps("logging.every", config.logging.every, total) or 1),
+            evaluate=_period(steps("evaluation.every", config.evaluation.every, total)),
+            sample=_period(steps("evaluation.samples.every", config.evaluation.samples.every, total)),
+            checkpoint=_period(steps("checkpoint.every", config.checkpoint.every, total)),
         ),
         rows_per_epoch=rows_per_epoch,
         flops_per_token=model_config.flops_per_token(length),
@@ -128,6 +121,26 @@ def make_plan(
         num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
         precision=precision,
     )
+
+
+def step_counter(config: Config, num_params: int, rows_per_epoch: int | None) -> Callable[..., int | None]:
+    """A function `(key, length, total_steps=None) -> steps` that names the key in its ConfigError."""
+
+    def steps(key: str, duration: Duration | None, total_steps: int | None = None) -> int | None:
+        if duration is None:
+            return None
+        try:
+            return duration.to_steps(
+                tokens_per_step=config.rows_per_batch * config.data.sequence_length,
+                num_params=num_params,
+                rows_per_epoch=rows_per_epoch,
+                batch_size=config.rows_per_batch,
+                total_steps=total_steps,
+            )
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from error
+
+    return steps
 
 
 def check_schedule(config: Config, total_steps: int, warmup_steps: int) -> None:

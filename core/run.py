@@ -5,6 +5,8 @@ tokenizer/ and checkpoints/. One process at a time: a kernel lock, which a dead 
 existing run is refused unless it is resumed or overwritten. To add a file to the folder, add a property to `Run`.
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -23,8 +25,25 @@ import mlx.core as mx
 from core.config import Config, dump, load, to_yaml
 from utils.errors import CheckpointError, ConfigError
 
-MAY_DIFFER = ("training.duration", "training.early_stopping", "logging", "evaluation", "checkpoint", "out_dir")
-"""What may change when a run is resumed; `distributed` may too, since the order of the data does not depend on it."""
+MAY_DIFFER = (
+    "training.duration",
+    "training.early_stopping",
+    "training.max_skipped_updates",
+    "training.micro_batch_size",
+    "training.compile",
+    "model.attention.type",
+    "data.cache_dir",
+    "logging.",
+    "evaluation.",
+    "checkpoint.",
+    "distributed.",
+    "out_dir",
+)
+"""What may change when a run is resumed: how long it is, what is kept, and how the same numbers are computed."""
+
+OWN_FILES = {"config.yaml", "environment.json", "lock", "log.txt", "metrics.jsonl", "samples.jsonl"}
+OWN_FILES |= {"checkpoints", "plots", "tokenizer"}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
 
 class Run:
@@ -34,7 +53,16 @@ class Run:
         self.folder = folder
         self.is_main = lock is not None
         self._lock = lock
-        self._log = (folder / "log.txt").open("a", encoding="utf-8") if self.is_main else None
+        self._log: TextIO | None = None
+
+    def start(self, config: Config, *, overwrite: bool) -> None:
+        """Write the config, once everything that can be refused has been; only now is an earlier run cleared away."""
+        if not self.is_main:
+            return
+        if overwrite:
+            clear(self.folder)
+        write_config(config, self.folder)
+        self._log = (self.folder / "log.txt").open("a", encoding="utf-8")
 
     @property
     def checkpoints(self) -> Path:
@@ -63,10 +91,14 @@ class Run:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock; a run that was never started leaves no folder behind."""
         if self._log is not None:
             self._log.close()
         if self._lock is not None:
+            if not (self.folder / "config.yaml").exists():
+                (self.folder / "lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
             self._lock.close()
 
 
@@ -76,10 +108,11 @@ def run_folder(config: Config) -> Path:
 
 
 def open_run(config: Config, *, resume: bool, overwrite: bool, is_main: bool = True) -> Run:
-    """Create, continue or refuse the run folder, and lock it.
+    """Refuse the run folder, or lock it; nothing else is written before `Run.start`.
 
     Raises:
-        ConfigError: the folder is there and neither flag was given, or its config differs where it may not.
+        ConfigError: the folder is there and neither flag was given, its config differs where it may not, or what
+            should be overwritten is no run.
         CheckpointError: nothing to resume, another process holds the run, or the folder cannot be written.
     """
     folder = run_folder(config)
@@ -92,11 +125,9 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, is_main: bool = T
         refuse_other_config(config, folder)
     elif exists and not overwrite:
         raise ConfigError(*_refusal(config, folder))
-    lock = acquire_lock(folder)
-    if overwrite:
-        clear(folder)
-    write_config(config, folder)
-    return Run(folder, lock)
+    if overwrite and not exists:
+        refuse_other_files(folder)
+    return Run(folder, acquire_lock(folder))
 
 
 def _refusal(config: Config, folder: Path) -> list[str]:
@@ -105,14 +136,25 @@ def _refusal(config: Config, folder: Path) -> list[str]:
     return lines + ([f"its config differs in {line}" for line in differing])
 
 
+def refuse_other_files(folder: Path) -> None:
+    """Raise ConfigError when a folder that is no run holds files that --overwrite would delete."""
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in found if name not in OWN_FILES]
+    if foreign:
+        raise ConfigError(
+            f"{folder} is no run, so --overwrite does not delete what it holds ({', '.join(foreign[:5])}): "
+            "choose another name or out_dir"
+        )
+
+
 def refuse_other_config(config: Config, folder: Path) -> None:
     """Raise ConfigError that lists every key in which the run's own config differs and may not."""
     differing = differing_keys(config, load(folder / "config.yaml"))
-    lines = [line for line in differing if not line.startswith((*MAY_DIFFER, "distributed"))]
+    lines = [line for line in differing if not line.startswith(MAY_DIFFER)]
     if lines:
         raise ConfigError(
-            f"the run {folder} was started with another config: use another name, or --overwrite",
-            *[f"it differs in {line}" for line in lines],
+            f"the run {folder} was started with another config: put the values back, use another name, or --overwrite",
+            *[f"its config differs in {line}" for line in lines],
         )
 
 
@@ -175,6 +217,16 @@ def write_config(config: Config, folder: Path) -> None:
     """The resolved config and the environment it runs in."""
     _replace_text(folder / "config.yaml", to_yaml(config))
     _replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def explain_disk(error: OSError, folder: Path) -> CheckpointError | None:
+    """What to tell a person about a disk that refuses; None when the error is none of the disk's."""
+    if error.errno not in DISK_ERRORS:
+        return None
+    place = error.filename or folder
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointError(f"the disk is full: cannot write {place}; make room, then continue with --resume")
+    return CheckpointError(f"cannot write {place}: {error.strerror}; checkpoints saved before are whole")
 
 
 def _replace_text(path: Path, text: str) -> None:

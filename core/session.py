@@ -5,6 +5,7 @@ device has finished with, so nothing here makes it wait except an evaluation, a 
 figure, add it in `Session.record`.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -112,8 +113,8 @@ class Session:
         what = f"step {pending.step}: loss {number(output.loss)}, gradient norm {number(output.grad_norm)}"
         if number(output.skipped) > self.config.training.max_skipped_updates:
             raise NonFiniteError(
-                f"{what}: the update was not made and the run stops; lower optimizer.learning_rate, look at the data, "
-                f"or allow training.max_skipped_updates; continue from the last checkpoint with --resume"
+                f"{what}: the update was not made and the run stops; look at the data, lower optimizer.learning_rate "
+                f"in a new run, or go on from the last checkpoint with --resume and training.max_skipped_updates=10"
             )
         self.show.warn(f"{what}: the update was skipped")
 
@@ -167,7 +168,7 @@ class Session:
 
     def _judge(self, loss: float) -> None:
         best = self.progress.best_loss
-        if best is not None and not loss < best:
+        if math.isnan(loss) or (best is not None and loss >= best):
             self.progress = self.progress._replace(evaluations_since_best=self.progress.evaluations_since_best + 1)
             return
         self.progress = self.progress._replace(best_loss=loss, evaluations_since_best=0)
@@ -181,6 +182,8 @@ class Session:
 
     def sample(self) -> None:
         """Continue the configured prompts and keep the text in samples.jsonl."""
+        if not self.run.is_main:
+            return
         self.read(in_flight=0)
         began = time.monotonic()
         settings = self.config.evaluation.samples

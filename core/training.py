@@ -30,11 +30,12 @@ from core.objectives.base import Loss
 from core.plan import disk_warning, due, rows
 from core.precision import cast
 from core.progress import TrainingProgress, show_rows
-from core.run import Run, StopSignal, open_run
+from core.run import Run, StopSignal, explain_disk, open_run
 from core.session import Session, StepOutput
 from data.batch import Batch
 from data.tokenizer import Tokenizer
 from utils.cli import Parser, run_command, warn
+from utils.matmul import matmul_gflops
 
 MAX_STEPS_IN_FLIGHT = 2
 
@@ -144,12 +145,20 @@ def train(
     say = say if group.is_main else lambda line: None
     run = open_run(config, resume=resume, overwrite=overwrite, is_main=group.is_main)
     try:
-        parts = build_parts(config, group, run_tokenizer(run), say)
-        progress = continue_from(run, parts, resume, say)
+        checkpoint = newest_valid(run.checkpoints, warn) if resume else None
+        tokenizer = run_tokenizer(run) if resume else None
+        parts = build_parts(config, group, tokenizer, say, initialise=checkpoint is None)
+        run.start(config, overwrite=overwrite)
+        progress = continue_from(run, parts, checkpoint, say)
         announce(parts, run, say)
         show = TrainingProgress(parts.plan.total_steps, progress.step, enabled=group.is_main)
         session = Session(config, parts, run, progress, show)
         return loop(session, config, group)
+    except OSError as error:
+        explained = explain_disk(error, run.folder)
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         run.close()
 
@@ -159,9 +168,8 @@ def run_tokenizer(run: Run) -> Tokenizer | None:
     return Tokenizer.load(run.tokenizer) if (run.tokenizer / "tokenizer.json").exists() else None
 
 
-def continue_from(run: Run, parts: Parts, resume: bool, say: Callable[[str], None]) -> Progress:
-    """Restore the newest whole checkpoint when resuming; else step 0, with the tokenizer kept in the run."""
-    checkpoint = newest_valid(run.checkpoints, warn) if resume else None
+def continue_from(run: Run, parts: Parts, checkpoint: Path | None, say: Callable[[str], None]) -> Progress:
+    """Restore a checkpoint; None: step 0. The tokenizer is kept in the run."""
     if run.is_main and not (run.tokenizer / "tokenizer.json").exists():
         run.tokenizer.mkdir(parents=True, exist_ok=True)
         parts.dataset.tokenizer.save(run.tokenizer)
@@ -174,7 +182,7 @@ def continue_from(run: Run, parts: Parts, resume: bool, say: Callable[[str], Non
 
 def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
     """Print and log the plan, and warn when the disk is too small for it."""
-    text = show_rows(rows(parts.plan, run.folder, parts.dataset.summary()))
+    text = show_rows(rows(parts.plan, run.folder, parts.dataset.summary(), matmul_gflops(512, num_repeats=2)))
     say(f"plan of {run.folder}\n{text}")
     run.log(f"plan\n{text}")
     warning = disk_warning(parts.plan, run.folder)
