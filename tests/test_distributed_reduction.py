@@ -1,6 +1,7 @@
 """Buckets and ranks without any network: a fake sum over several ranks' trees."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -61,6 +62,14 @@ def test_one_large_array_is_cut_and_small_ones_share_a_message() -> None:
     arrays = {"large": mx.arange(10, dtype=mx.float32), "small": mx.zeros((2,)), "tiny": mx.zeros(())}
     names = [[name for name, _ in bucket] for bucket in buckets(arrays, 4)]
     assert names == [["large"], ["large"], ["large", "small"], ["tiny"]]
+
+
+def test_messages_wait_for_each_other_so_that_all_ranks_send_in_one_order(tmp_path: Path) -> None:
+    log: list[mx.array] = []
+    summed = sum_in_buckets({"a": mx.ones((10,)), "b": mx.array(3)}, recorder(log), 16)
+    mx.export_to_dot(str(tmp_path / "graph.dot"), summed)
+    assert len(log) == 4
+    assert (tmp_path / "graph.dot").read_text().count('label ="Depends"') == 3
 
 
 def test_a_tree_may_be_one_array() -> None:

@@ -77,6 +77,7 @@ def test_known_values() -> None:
     values = [wsd.multiplier(step, 10, 2) for step in range(10)]
     assert values == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert ConstantConfig().multiplier(99, 100, 3) == 1.0
+    assert cosine.multiplier(0, 1, 0) == cosine.multiplier(0, 1, 1) == 0.1
 
 
 def test_warmup_is_resolved_from_steps_tokens_and_shares() -> None:
