@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from models.attention import ATTENTION, auto_attention, simple_attention
+from models.attention import ATTENTION, auto_attention, block_attention, flash_attention, simple_attention
 from models.attention.flash_attention import FlashAttentionConfig, flash_warnings
 from models.attention.mask import Mask
 from models.attention.simple_attention import SimpleAttentionConfig
@@ -100,15 +100,51 @@ def test_dropout_keeps_the_mean_and_follows_the_seed():
     assert set(np.unique(np.array(weights)).round(5)) == {0.0, np.float32(1 / 0.7).round(5)}
 
 
+LONG = 150
+LONG_SEGMENTS = mx.array([[1] * 70 + [2] * 60 + [0] * 20, [0] * 65 + [1] * 85])
+LONG_MASKS = {
+    "causal": Mask("causal"),
+    "window": Mask("causal", window=40),
+    "segments": Mask("causal", segments=LONG_SEGMENTS),
+    "segments of queries and keys": Mask("causal", 90, LONG_SEGMENTS, LONG_SEGMENTS),
+    "bidirectional": Mask("bidirectional", segments=LONG_SEGMENTS),
+}
+
+
+@pytest.mark.parametrize("mask", LONG_MASKS.values(), ids=LONG_MASKS.keys())
+def test_blocks_equal_simple_attention(mask):
+    random = np.random.default_rng(0)
+    shapes = [(2, 4, LONG, 8), (2, 2, LONG, 8), (2, 2, LONG, 8), (2, 4, LONG, 8)]
+    q, k, v, cotangent = (mx.array(random.normal(size=shape).astype(np.float32)) for shape in shapes)
+    assert 1 < LONG / block_attention.block_size(LONG) < 3
+
+    def results(attend):
+        def weighted(q, k, v):
+            out = attend(q, k, v, mask, 0.4)
+            return (out * cotangent).sum(), out
+
+        (_, out), gradients = mx.value_and_grad(weighted, argnums=(0, 1, 2))(q, k, v)
+        return out, *gradients
+
+    for got, right in zip(results(block_attention.attend), results(simple_attention.attend), strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(right), atol=5e-6)
+
+
+def test_block_sizes():
+    assert [block_attention.block_size(L) for L in (1, 256, 512, 1000, 1024)] == [64, 64, 64, 125, 128]
+
+
 def test_auto_says_what_it_chose_and_takes_simple_when_weights_are_dropped(monkeypatch):
     auto = auto_attention.AutoAttentionConfig()
     assert auto.build(0.1).func is simple_attention.attend
     assert "drop attention weights" in auto.explain(0.1)
     monkeypatch.setattr(auto_attention.platform, "system", lambda: "Darwin")
-    assert auto.explain() == "flash (auto): the fused kernel"
+    assert auto.explain().startswith("flash (auto)")
+    assert auto.build() is flash_attention.attend
     monkeypatch.setattr(auto_attention.platform, "system", lambda: "Linux")
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    assert auto.explain().startswith("simple" if on_cpu else "flash")
+    assert auto.explain().startswith("simple in causal blocks" if on_cpu else "flash")
+    assert auto.build() is (block_attention.attend if on_cpu else flash_attention.attend)
 
 
 def test_flash_refuses_dropout():

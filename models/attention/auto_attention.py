@@ -1,25 +1,26 @@
 """Choose the fastest backend that this machine has for what the model asks, and say which and why.
 
-Weights to drop: `simple`, the only one that can. A Linux CPU: `simple`, because MLX has no fused kernel there and its
-softmax is 4 times slower than ours (a training step took 1.7 times as long, docs/log.md). Otherwise `flash`.
+Weights to drop: `simple`, the only one that can. A Linux CPU: `simple` in causal blocks, because MLX has no fused
+kernel there and its softmax is slow (models/elementary.py). Otherwise `flash`.
 """
 
 import platform
+from functools import partial
 
 import mlx.core as mx
 
+from models.attention import block_attention, flash_attention, simple_attention
 from models.attention.base import Attend, AttentionConfig
-from models.attention.flash_attention import FlashAttentionConfig
-from models.attention.simple_attention import SimpleAttentionConfig
 
 
-def choose(dropout: float) -> tuple[AttentionConfig, str]:
-    """The backend for the default device, and the reason."""
+def choose(dropout: float) -> tuple[Attend, str]:
+    """The function for the default device, and what it is and why."""
     if dropout > 0:
-        return SimpleAttentionConfig(), "only simple attention can drop attention weights"
+        attend = partial(simple_attention.attend, dropout=dropout)
+        return attend, "simple (auto): only simple attention can drop attention weights"
     if mx.default_device().type == mx.DeviceType.cpu and platform.system() != "Darwin":
-        return SimpleAttentionConfig(), "the CPU has no fused kernel, and the written-out form is faster"
-    return FlashAttentionConfig(), "the fused kernel"
+        return block_attention.attend, "simple in causal blocks (auto): MLX has no fused kernel on this CPU"
+    return flash_attention.attend, "flash (auto): the fused kernel"
 
 
 class AutoAttentionConfig(AttentionConfig):
@@ -29,8 +30,7 @@ class AutoAttentionConfig(AttentionConfig):
     """The row of the table."""
 
     def build(self, dropout: float = 0.0) -> Attend:
-        return choose(dropout)[0].build(dropout)
+        return choose(dropout)[0]
 
     def explain(self, dropout: float = 0.0) -> str:
-        chosen, reason = choose(dropout)
-        return f"{chosen.type} (auto): {reason}"
+        return choose(dropout)[1]
