@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from core.agreement import together
 from core.checkpoint import Restored, Snapshot, newest_valid
 from core.config import Config
 from core.guard import Guard, initial_guard
@@ -52,6 +53,8 @@ class Progress(NamedTuple):
     data: dict[str, int] | None = None
     """The loader's state: where the next batch begins."""
     best_loss: float | None = None
+    best_step: int | None = None
+    """The checkpoint BEST names."""
     evaluations_since_best: int = 0
     evaluated_step: int = -1
     """The step of the last evaluation, so that a resumed run neither skips nor repeats one."""
@@ -68,12 +71,13 @@ def build_parts(
     Raises:
         UserError: what can be found out cheaply is found out before the data is prepared.
     """
-    precision = resolve_precision(config.training.precision)
-    config.micro_batch_size_of(group.size)
-    if initialise and config.init_from is not None and not Path(config.init_from).is_dir():
-        raise CheckpointError(f"init_from: there is no folder {config.init_from}")
-    if tokenizer is None and config.init_from is not None:
-        tokenizer = initial_tokenizer(Path(config.init_from), say)
+    with together(group):
+        precision = resolve_precision(config.training.precision)
+        config.micro_batch_size_of(group.size)
+        if initialise and config.init_from is not None and not Path(config.init_from).is_dir():
+            raise CheckpointError(f"init_from: there is no folder {config.init_from}")
+        if tokenizer is None and config.init_from is not None:
+            tokenizer = initial_tokenizer(Path(config.init_from), say)
     dataset = build_dataset(config, group, tokenizer, say)
     model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
     model = model_config.build(seed=config.seed)
@@ -98,13 +102,12 @@ def build_parts(
 
 def build_dataset(config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Any:
     """The dataset on every rank; the main one prepares it, the others find it in the cache."""
-    if not group.is_main:
-        group.barrier()
-        return config.data.build(config.seed, tokenizer=tokenizer, report=lambda line: None)
-    try:
-        return config.data.build(config.seed, tokenizer=tokenizer, report=say)
-    finally:
-        group.barrier()
+    dataset = None
+    for is_turn in (group.is_main, not group.is_main):
+        with together(group):
+            if is_turn:
+                dataset = config.data.build(config.seed, tokenizer=tokenizer, report=say)
+    return dataset
 
 
 def complete_model_config(config: Config, num_tokens: int) -> Any:

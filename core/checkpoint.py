@@ -149,10 +149,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, tokenizer_folder: Path, k
         remove_leftovers(folder)
         _write_files(temporary, snapshot, tokenizer_folder)
         final = _publish(temporary, folder / checkpoint_name(snapshot.step))
-        _point(folder, LATEST, final.name)
-        if snapshot.is_best:
-            _point(folder, BEST, final.name)
-        prune(folder, keep_last)
+        point_at(final, is_best=snapshot.is_best)
+        prune(folder, keep_last, newest=final.name)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _explained(error, folder) from error
@@ -201,6 +199,12 @@ def _publish(temporary: Path, final: Path) -> Path:
     return final
 
 
+def point_at(checkpoint: Path, *, is_best: bool) -> None:
+    """Let LATEST, and BEST too when asked, name `checkpoint`; done again on resume, since a kill may come before it."""
+    for pointer in (LATEST, BEST) if is_best else (LATEST,):
+        _point(checkpoint.parent, pointer, checkpoint.name)
+
+
 def _point(folder: Path, pointer: str, name: str) -> None:
     temporary = folder / f"{TEMPORARY}{pointer}-{os.getpid()}"
     temporary.write_text(name + "\n")
@@ -209,10 +213,15 @@ def _point(folder: Path, pointer: str, name: str) -> None:
     sync(folder)
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Delete all checkpoints but the newest `keep_last` and the one BEST names."""
+def prune(folder: Path, keep_last: int, newest: str) -> None:
+    """Delete all checkpoints but the newest `keep_last` up to `newest` and the one BEST names.
+
+    Later ones are damaged, or the run would have gone on from them; they count for nothing, or they would push out
+    the whole ones, and stay until the run reaches their step again.
+    """
     best = (folder / BEST).read_text().strip() if (folder / BEST).exists() else None
-    for checkpoint in list_checkpoints(folder)[:-keep_last]:
+    own = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.name <= newest]
+    for checkpoint in own[:-keep_last]:
         if checkpoint.name != best:
             shutil.rmtree(checkpoint)
 

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import mlx.core as mx
 
 from core.config import Config, dump, load, to_yaml
+from data.tokenizer import Tokenizer
 from utils.errors import CheckpointError, ConfigError
 
 MAY_DIFFER = (
@@ -59,7 +60,7 @@ class Run:
         """Write the config, once everything that can be refused has been; only now is an earlier run cleared away."""
         if not self.is_main:
             return
-        if overwrite:
+        if overwrite or not (self.folder / "config.yaml").exists():
             clear(self.folder)
         write_config(config, self.folder)
         self._log = (self.folder / "log.txt").open("a", encoding="utf-8")
@@ -79,6 +80,19 @@ class Run:
         """One JSON object a line: the only source for plots, monitors and trackers."""
         return self.folder / "metrics.jsonl"
 
+    @property
+    def samples(self) -> Path:
+        """Text generated while training, one JSON object a line."""
+        return self.folder / "samples.jsonl"
+
+    def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Save the tokenizer of a new run; half a tokenizer, after a kill, would end the run for good."""
+        temporary = self.folder / ".tokenizer.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        tokenizer.save(temporary)
+        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        os.replace(temporary, self.tokenizer)
+
     def log(self, line: str) -> None:
         """Append a dated line to log.txt."""
         if self._log is not None:
@@ -87,7 +101,7 @@ class Run:
 
     def add_sample(self, row: dict[str, Any]) -> None:
         """Append a row to samples.jsonl."""
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        with self.samples.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
@@ -205,12 +219,16 @@ def acquire_lock(folder: Path) -> TextIO:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run left, but not the lock that this process holds."""
-    for path in folder.iterdir():
+    """Remove what an earlier run left, but not the lock that this process holds, nor what a person put there.
+
+    The config goes first: without it the rest is no run, and the next start clears away what a kill left of it.
+    """
+    for name in ("config.yaml", *sorted(OWN_FILES - {"config.yaml", "lock"})):
+        path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_config(config: Config, folder: Path) -> None:
@@ -258,11 +276,20 @@ class StopSignal:
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
-        print("\nstopping after this step and saving (again: leave at once)", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this step and saving (again: leave at once)\n")
 
     def requested(self) -> bool:
         """Whether a signal came."""
         return self.received is not None
+
+    def settle(self, group: Any) -> None:
+        """All ranks act on the signal that any of them got."""
+        if group.any(self.received == signal.SIGTERM):
+            self.received = signal.SIGTERM
+        elif group.any(self.received is not None):
+            self.received = signal.SIGINT
 
     def restore(self) -> None:
         """Put the earlier handlers back."""

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from core.assembly import Parts, Progress, copy_tree, take_snapshot
-from core.checkpoint import BackgroundWriter, write_checkpoint
+from core.checkpoint import BackgroundWriter, checkpoint_name, point_at, write_checkpoint
 from core.config import Config
-from core.evaluation import Evaluation, Evaluator, number
+from core.evaluation import Evaluation, Evaluator, number, report
 from core.generation import generate
 from core.plan import due
 from core.progress import TrainingProgress
 from core.run import Run
 from utils.errors import UserError
-from utils.metrics import MetricsWriter
+from utils.metrics import MetricsWriter, drop_rows_after
 
 
 class NonFiniteError(UserError):
@@ -62,6 +62,8 @@ class Session:
         self.evaluation: Evaluation | None = None
         self.pending: deque[Pending] = deque()
         self.metrics = MetricsWriter(run.metrics, resume_step=progress.step) if run.is_main else None
+        if run.is_main:
+            drop_rows_after(run.samples, progress.step)
         keep_last = config.checkpoint.keep_last
         self._writer = BackgroundWriter(
             lambda snapshot: write_checkpoint(run.checkpoints, snapshot, run.tokenizer, keep_last)
@@ -173,7 +175,17 @@ class Session:
             return
         self.progress = self.progress._replace(best_loss=loss, evaluations_since_best=0)
         if self.config.checkpoint.keep_best and self.progress.step > 0:
+            self.progress = self.progress._replace(best_step=self.progress.step)
             self.save(is_best=True)
+
+    def show_result(self) -> None:
+        """Say how good the run is, beside what compressors make of the same text."""
+        if self.evaluation is None or not self.run.is_main:
+            return
+        text = self.parts.dataset.validation_text()
+        lines = "\n".join(f"  {line}" for line in report(self.evaluation, text))
+        self.run.log(f"result\n{lines}")
+        self.show.say(f"result at step {self.progress.step}\n{lines}")
 
     def should_stop_early(self) -> bool:
         """Whether the validation loss has not improved for as long as the config allows."""
@@ -213,7 +225,12 @@ class Session:
     def save(self, *, is_best: bool = False) -> None:
         """Hand this step to the background writer, once."""
         self.read(in_flight=0)
-        if not self.run.is_main or self._saved_step == self.progress.step:
+        if not self.run.is_main:
+            return
+        if self._saved_step == self.progress.step:
+            if is_best:  # Saved before its evaluation, which a signal had ended.
+                self._writer.wait()
+                point_at(self.run.checkpoints / checkpoint_name(self.progress.step), is_best=True)
             return
         self._saved_step = self.progress.step
         progress = self.progress._replace(seconds=self.seconds())

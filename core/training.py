@@ -20,8 +20,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from core.agreement import together
 from core.assembly import Parts, Progress, build_parts, copy_tree, restore
-from core.checkpoint import newest_valid, read_checkpoint
+from core.checkpoint import newest_valid, point_at, read_checkpoint
 from core.config import Config, load_with_notes
 from core.dry_run import dry_run
 from core.evaluation import Evaluation
@@ -131,6 +132,8 @@ class Result(NamedTuple):
     evaluation: Evaluation | None
     exit_code: int
     """0, or 130 / 143 when a signal ended it after saving."""
+    is_main: bool = True
+    """Whether this process wrote the folder."""
 
 
 def train(
@@ -143,16 +146,19 @@ def train(
     """
     group = config.distributed.build()
     say = say if group.is_main else lambda line: None
-    run = open_run(config, resume=resume, overwrite=overwrite, is_main=group.is_main)
+    with together(group):
+        run = open_run(config, resume=resume, overwrite=overwrite, is_main=group.is_main)
     try:
-        checkpoint = newest_valid(run.checkpoints, warn) if resume else None
-        tokenizer = run_tokenizer(run) if resume else None
+        with together(group):
+            checkpoint = newest_valid(run.checkpoints, warn if group.is_main else lambda line: None) if resume else None
+            tokenizer = run_tokenizer(run) if resume else None
         parts = build_parts(config, group, tokenizer, say, initialise=checkpoint is None)
-        run.start(config, overwrite=overwrite)
-        progress = continue_from(run, parts, checkpoint, say)
-        announce(parts, run, say)
-        show = TrainingProgress(parts.plan.total_steps, progress.step, enabled=group.is_main)
-        session = Session(config, parts, run, progress, show)
+        with together(group):
+            run.start(config, overwrite=overwrite)
+            progress = continue_from(run, parts, checkpoint, say)
+            announce(parts, run, say)
+            show = TrainingProgress(parts.plan.total_steps, progress.step, enabled=group.is_main)
+            session = Session(config, parts, run, progress, show)
         return loop(session, config, group)
     except OSError as error:
         explained = explain_disk(error, run.folder)
@@ -171,13 +177,15 @@ def run_tokenizer(run: Run) -> Tokenizer | None:
 def continue_from(run: Run, parts: Parts, checkpoint: Path | None, say: Callable[[str], None]) -> Progress:
     """Restore a checkpoint; None: step 0. The tokenizer is kept in the run."""
     if run.is_main and not (run.tokenizer / "tokenizer.json").exists():
-        run.tokenizer.mkdir(parents=True, exist_ok=True)
-        parts.dataset.tokenizer.save(run.tokenizer)
+        run.keep_tokenizer(parts.dataset.tokenizer)
     if checkpoint is None:
         return Progress()
     progress = restore(parts, read_checkpoint(checkpoint))
+    if run.is_main:
+        point_at(checkpoint, is_best=progress.best_step == progress.step)
     say(f"resuming from {checkpoint}")
-    return progress
+    # Nothing had happened at step 0 but perhaps an evaluation, whose row metrics.jsonl then lacks.
+    return progress if progress.step else Progress()
 
 
 def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
@@ -186,7 +194,7 @@ def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
     say(f"plan of {run.folder}\n{text}")
     run.log(f"plan\n{text}")
     warning = disk_warning(parts.plan, run.folder)
-    if warning:
+    if warning and run.is_main:
         warn(warning)
 
 
@@ -206,33 +214,38 @@ def loop(session: Session, config: Config, group: Any) -> Result:
     try:
         if due(plan.periods.evaluate, session.progress.step):
             session.evaluate(stop.requested)
-        while session.progress.step < plan.total_steps and not session.should_stop_early():
-            if group.any(stop.requested()):
+        while session.progress.step < plan.total_steps:
+            batch, data_state = next(loader)  # Before the ranks agree, since it may fail on one of them alone.
+            if group.any(stop.requested() or session.should_stop_early()):
                 break
-            batch, data_state = next(loader)
             multiplier = config.schedule.multiplier(
                 session.progress.step, plan.total_steps, plan.warmup_steps, plan.tokens_per_step
             )
             parts.optimizer.set_schedule(multiplier)
             mx.random.seed(noise_seed(config.seed, session.progress.step, group.rank))
             output = step(to_micro_batches(batch, plan.micro_batch_size))
-            mx.async_eval(output, parts.model.state, parts.optimizer.state)
+            mx.async_eval(output, parts.model.state, parts.optimizer.state, parts.guard, parts.ema or {})
             session.advance(data_state, output, config.optimizer.learning_rate * multiplier)
             now = session.progress.step
             session.read(in_flight=MAX_STEPS_IN_FLIGHT)
-            if due(plan.periods.evaluate, now):
-                session.evaluate(stop.requested)
             if due(plan.periods.sample, now):
                 session.sample()
+            if due(plan.periods.evaluate, now):
+                session.evaluate(stop.requested)
             if due(plan.periods.checkpoint, now):
                 session.save()
-        finish(session, stop)
+        stop.settle(group)
+        with together(group):
+            finish(session, stop)
+            session.close()
     finally:
         loader.close()
-        stop.restore()
-        session.close()
+        try:
+            session.close()
+        finally:
+            stop.restore()
     code = 0 if stop.received is None else 128 + stop.received
-    return Result(session.run.folder, session.progress.step, session.evaluation, code)
+    return Result(session.run.folder, session.progress.step, session.evaluation, code, group.is_main)
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
@@ -242,11 +255,13 @@ def noise_seed(seed: int, step: int, rank: int) -> int:
 
 
 def finish(session: Session, stop: StopSignal) -> None:
-    """Read what is in flight; evaluate a run that is done; save the last step."""
+    """Read what is in flight; evaluate a run that is done, and say how good it is; save the last step."""
     session.read(in_flight=0)
     if stop.received is None:
         session.evaluate(stop.requested)
     session.save()
+    if stop.received is None:
+        session.show_result()
 
 
 def next_commands(folder: Path) -> str:
@@ -288,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return dry_run(config)
     overwrite = options.overwrite or (loaded.overwrite and not options.resume)
     result = train(config, resume=options.resume, overwrite=overwrite)
-    if result.exit_code == 0:
+    if result.exit_code == 0 and result.is_main:
         print(next_commands(result.folder))
     return result.exit_code
 

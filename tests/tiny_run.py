@@ -8,6 +8,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from core.checkpoint import Restored, list_checkpoints, read_checkpoint
 from core.config import Config, build_section
 from core.training import Result, train
 
@@ -91,3 +94,24 @@ def metric_rows(run_folder: Path) -> list[dict[str, Any]]:
 def losses(run_folder: Path) -> list[float]:
     """The training losses in order."""
     return [row["train/loss"] for row in metric_rows(run_folder) if "train/loss" in row]
+
+
+def last_checkpoint(run_folder: Path) -> Restored:
+    """What was saved last."""
+    return read_checkpoint(list_checkpoints(run_folder / "checkpoints")[-1])
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bitwise: parameters, optimizer state, averaged weights, loader position, every logged figure but times."""
+    a, b = last_checkpoint(one), last_checkpoint(other)
+    for left, right in ((a.model, b.model), (a.optimizer, b.optimizer), (a.ema or {}, b.ema or {})):
+        assert left.keys() == right.keys()
+        for name, array in left.items():
+            np.testing.assert_array_equal(array, right[name], err_msg=name)
+    assert {**a.state, "seconds": 0} == {**b.state, "seconds": 0}
+    timed = ("time", "speed/tokens_per_second", "memory/peak_bytes")
+    rows_a, rows_b = (
+        [{key: value for key, value in row.items() if key not in timed} for row in metric_rows(run)]
+        for run in (one, other)
+    )
+    assert rows_a == rows_b
