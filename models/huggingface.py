@@ -94,7 +94,7 @@ def rope_type_of(section: dict[str, Any]) -> str:
 def read_rope(hf: dict[str, Any]) -> dict[str, Any]:
     """Our `rope_theta` and `rope_scaling`, as far as the file gives them. Raises ValidationError."""
     section = rope_section(hf)
-    theta = hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta")
+    theta = hf.get("rope_theta") or section.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta")
     found: dict[str, Any] = {} if theta is None else {"rope_theta": theta}
     rope_type = rope_type_of(section)
     if rope_type != "default":

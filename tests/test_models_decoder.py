@@ -1,6 +1,7 @@
 """The decoder against mlx-lm's llama and qwen3 with the same weights, and the properties a language model must have."""
 
 import importlib
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +19,7 @@ from models.qwen3 import Qwen3Config
 from utils.registry import look_up
 
 V = 61
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": V,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -47,12 +48,16 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(params=VARIANTS.values(), ids=list(VARIANTS))
 def config(request):
     return request.param
 
 
-def random_model(config, seed=0):
+def llama(changes: dict[str, Any]) -> LlamaConfig:
+    return LlamaConfig(**{**SIZES, **changes})
+
+
+def random_model(config, seed=0) -> Any:
     """A model none of whose parameters is at its initial value."""
     model = config.build(seed)
     random = np.random.default_rng(seed)
@@ -69,7 +74,7 @@ def tokens_of(B, L, seed=0):
     return mx.array(np.random.default_rng(seed).integers(0, V, size=(B, L)).astype(np.int32))
 
 
-def mlx_lm_twin(config, model):
+def mlx_lm_twin(config, model) -> Any:
     module = importlib.import_module(f"mlx_lm.models.{config.type}")
     twin = module.Model(module.ModelArgs.from_dict(config.to_hf()))
     twin.load_weights(list(tree_flatten(model.parameters())))
@@ -83,12 +88,17 @@ def test_logits_equal_those_of_mlx_lm(config):
     np.testing.assert_allclose(np.array(model(tokens, Mask())), np.array(expected), atol=1e-4)
 
 
+def with_parameters(model: Any, parameters: Any) -> Any:
+    model.update(parameters)
+    return model
+
+
 def test_gradients_equal_those_of_mlx_lm(config):
     model, tokens = random_model(config), tokens_of(2, 12)
     twin = mlx_lm_twin(config, model)
     # A bounded function of the logits, so that the tolerance means the same for every parameter.
-    ours = mx.grad(lambda p: mx.tanh(model.update(p)(tokens, Mask())).mean())(model.parameters())
-    theirs = dict(tree_flatten(mx.grad(lambda p: mx.tanh(twin.update(p)(tokens)).mean())(twin.parameters())))
+    ours = mx.grad(lambda p: mx.tanh(with_parameters(model, p)(tokens, Mask())).mean())(model.parameters())
+    theirs = dict(tree_flatten(mx.grad(lambda p: mx.tanh(with_parameters(twin, p)(tokens)).mean())(twin.parameters())))
     for name, gradient in tree_flatten(ours):
         np.testing.assert_allclose(np.array(gradient), np.array(theirs[name]), atol=1e-5, err_msg=name)
 
@@ -186,7 +196,7 @@ def test_bfloat16_weights_compute_in_bfloat16(config):
 @pytest.mark.parametrize("field", ["residual_dropout", "attention_dropout", "embedding_dropout"])
 def test_dropout_acts_in_train_mode_only_and_follows_the_seed(field):
     tokens = tokens_of(2, 8)
-    dropped, plain = random_model(LlamaConfig(**SIZES, **{field: 0.2})), random_model(LlamaConfig(**SIZES))
+    dropped, plain = random_model(llama({field: 0.2})), random_model(LlamaConfig(**SIZES))
     assert mx.array_equal(dropped(tokens, Mask()), plain(tokens, Mask()))
     dropped.train()
     mx.random.seed(5)
@@ -209,12 +219,8 @@ def test_the_same_seed_builds_the_same_and_moves_no_other_random_stream(config):
 
 
 def test_initial_weights():
-    config = LlamaConfig(
-        **(SIZES | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8}),
-        attention_bias=True,
-        mlp_bias=True,
-        tie_word_embeddings=False,
-    )
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8, "tie_word_embeddings": False}
+    config = llama({**sizes, "attention_bias": True, "mlp_bias": True})
     weights = {name: np.array(array) for name, array in tree_flatten(config.build(0).parameters())}
     assert not weights["lm_head.weight"].any()
     assert all((array == 1).all() for name, array in weights.items() if "norm" in name)
@@ -228,7 +234,7 @@ def test_initial_weights():
 
 
 def test_a_further_layer_leaves_the_others_as_they_were():
-    shallow, deep = (LlamaConfig(**(SIZES | {"num_hidden_layers": n})).build(0) for n in (1, 2))
+    shallow, deep = (llama({"num_hidden_layers": n}).build(0) for n in (1, 2))
     name = "model.layers.0.self_attn.q_proj.weight"
     assert mx.array_equal(*(dict(tree_flatten(model.parameters()))[name] for model in (shallow, deep)))
 

@@ -1,5 +1,7 @@
 """Model configs: counts against independent ones, `config.json` there and back, and what is refused."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -13,8 +15,14 @@ from models.llama import LlamaConfig
 from models.qwen3 import Qwen3Config
 from utils.errors import ConfigError
 
-SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA3 = {
+SMALL: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -100,6 +108,15 @@ def test_config_json_there_and_back(config):
     assert hf["num_key_value_heads"] == config.num_groups
 
 
+def test_what_transformers_makes_of_our_config_json_reads_back(config):
+    import transformers
+
+    hf = config.to_hf()
+    theirs = getattr(transformers, config.architecture.replace("ForCausalLM", "Config"))(**config.to_hf())
+    again = type(config).from_hf(theirs.to_dict()).to_hf()
+    assert again == {**hf, "rope_traditional": again["rope_traditional"]}
+
+
 def test_the_rotary_keys_of_transformers_5():
     hf = LlamaConfig(**SMALL).to_hf()
     del hf["rope_theta"], hf["rope_scaling"]
@@ -158,13 +175,13 @@ def test_all_problems_of_a_config_json_at_once():
 )
 def test_sizes_that_do_not_fit(change, reason):
     with pytest.raises(ValidationError, match=reason):
-        LlamaConfig(**(SMALL | change))
+        LlamaConfig(**{**SMALL, **change})
 
 
 @pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", "rope_traditional"])
 def test_a_qwen3_has_no_biases(key):
     with pytest.raises(ValidationError, match=key):
-        Qwen3Config(**SMALL, **{key: True})
+        Qwen3Config(**{**SMALL, key: True})
 
 
 @pytest.mark.parametrize(
@@ -185,7 +202,7 @@ def test_rope_scaling_that_is_refused(values):
 def test_llama3_wavelengths_equal_those_of_mlx_lm():
     from mlx_lm.models.rope_utils import Llama3RoPE
 
-    values = LLAMA3 | {"original_max_position_embeddings": 8192}
+    values: dict[str, Any] = {**LLAMA3, "original_max_position_embeddings": 8192}
     theirs = Llama3RoPE(64, 131072, False, 5e5, values)._freqs
     ours = rotary_wavelengths(64, 5e5, RopeScalingConfig(**values))
     np.testing.assert_allclose(ours, np.array(theirs), rtol=1e-5)
@@ -195,6 +212,6 @@ def test_llama3_wavelengths_equal_those_of_mlx_lm():
 
 def test_building_computes_nothing():
     before = mx.get_active_memory()
-    model = LlamaConfig(**(SMALL | {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 30000})).build(0)
+    model = LlamaConfig(**{**SMALL, "hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 30000}).build(0)
     assert mx.get_active_memory() - before < 1_000_000
     assert len(tree_flatten(model.parameters())) == 1 + 2 * 9 + 1
