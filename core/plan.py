@@ -236,4 +236,4 @@ def format_duration(seconds: float) -> str:
     for name, scale in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * scale:
             return f"{seconds / scale:.2g} {name}" if seconds / scale < 100 else f"{seconds / scale:,.0f} {name}"
-    return f"{math.ceil(seconds)} seconds"
+    return "1 second" if seconds <= 1 else f"{math.ceil(seconds)} seconds"
