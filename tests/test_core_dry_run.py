@@ -1,0 +1,92 @@
+"""`--dry-run`: the numbers of the real run, for models of any size, with nothing allocated and nothing written."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from core.assembly import build_parts
+from core.dry_run import count_optimizer_bytes, dry_run
+from core.run import run_folder
+from distributed.group import SingleConfig
+from optimizers import OPTIMIZERS
+from tests.tiny_run import tiny_config
+from utils.errors import ConfigError
+
+HUGE = {
+    "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_it_counts_what_training_allocates(tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: str) -> None:
+    config = tiny_config(
+        tmp_path, optimizer={"type": optimizer, "learning_rate": 1e-3}, data={"tokenizer": {"type": "bytes"}}
+    )
+    parts = build_parts(config, SingleConfig().build(), None, lambda line: None)
+    assert dry_run(config) == 0
+    printed = capsys.readouterr().out
+    assert f"{parts.plan.num_params:,} (" in printed
+    assert f"{parts.plan.total_tokens:,} (" in printed
+    assert "20, 2 of them warm-up" in printed
+    names = {name: array for name, array in parts.optimizer.state_dict().items() if name.startswith("parameters.")}
+    parameters: Any = dict(tree_flatten(parts.model.trainable_parameters()))
+    assert count_optimizer_bytes(config, parameters) == sum(array.nbytes for array in names.values())
+
+
+def test_it_writes_nothing(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    dry_run(config)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not run_folder(config).exists()
+
+
+def test_a_model_of_32_billion_is_counted_without_allocating(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    dry_run(tiny_config(tmp_path, model=HUGE, data={"tokenizer": {"type": "bytes"}}))
+    assert mx.get_peak_memory() - before < 10_000_000
+    assert "(31.2B)" in capsys.readouterr().out
+
+
+def test_missing_data_and_tokenizer_are_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {
+        "sources": [{"type": "jsonl", "path": str(tmp_path / "later.jsonl")}],
+        "tokenizer": {"type": "file", "path": str(tmp_path / "later")},
+    }
+    config = tiny_config(tmp_path, data=data, init_from=str(tmp_path / "no-run"))
+    assert dry_run(config) == 0
+    warnings = capsys.readouterr().err
+    for name in ("later.jsonl", str(tmp_path / "later"), "no-run", "counting with a vocabulary of 32,000"):
+        assert name in warnings
+    assert "error" not in warnings
+
+
+@pytest.mark.parametrize("sections", [{"training": {"duration": "3 epochs"}}, {"evaluation": {"every": "1 epochs"}}])
+def test_epochs_are_known_once_the_data_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sections: dict[str, Any]
+) -> None:
+    assert dry_run(tiny_config(tmp_path, **sections)) == 0
+    assert "steps of an epoch are known once the data is prepared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"model": {"vocab_size": 299}}, "model.vocab_size is 299, and tokenizer and objective need 300"),
+        ({"schedule": {"warmup": "30 steps"}}, "schedule.warmup is 30 steps"),
+        (
+            {"objective": {"type": "denoise"}, "model": {"vocab_size": 300}},
+            "model.vocab_size is 300, and tokenizer and objective need 301",
+        ),
+    ],
+)
+def test_what_can_never_work_is_refused(tmp_path: Path, sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        dry_run(tiny_config(tmp_path, **sections))
