@@ -29,6 +29,8 @@ from utils.errors import CheckpointError, ConfigError, DataError
 
 GUARD_PREFIX = "guard."
 OPTIMIZER_PREFIX = "optimizer."
+DECISIVE = ("model_type", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling")
+"""Keys of config.json that shapes do not tell."""
 
 
 class Parts(NamedTuple):
@@ -74,18 +76,17 @@ def build_parts(
     with together(group):
         precision = resolve_precision(config.training.precision)
         config.micro_batch_size_of(group.size)
-        if initialise and config.init_from is not None and not Path(config.init_from).is_dir():
-            raise CheckpointError(f"init_from: there is no folder {config.init_from}")
+        source = initial_folder(Path(config.init_from)) if initialise and config.init_from is not None else None
         if tokenizer is None and config.init_from is not None:
             tokenizer = initial_tokenizer(Path(config.init_from), say)
     dataset = build_dataset(config, group, tokenizer, say)
     model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
     model = model_config.build(seed=config.seed)
-    if initialise and config.init_from is not None:
-        say(f"weights from {initialise_from(model, config.init_from)}")
+    if source is not None:
+        initialise_from(source, model, model_config)
+        say(f"weights from {source}")
     objective = config.objective.build(dataset.tokenizer.vocab_size)
     optimizer = config.optimizer.build(model.trainable_parameters())
-    precision = resolve_precision(config.training.precision)
     if group.is_main and (warning := precision_warning(config.training.precision, precision)):
         warn(warning)
     plan = make_plan(
@@ -137,20 +138,54 @@ def initial_tokenizer(source: Path, say: Callable[[str], None]) -> Tokenizer | N
     return Tokenizer.load(folder)
 
 
-def initialise_from(model: nn.Module, source: str) -> Path:
-    """Load the weights of a run's newest checkpoint, or of an mlx-lm folder, into `model`.
+def initial_folder(source: Path) -> Path:
+    """The folder whose weights `init_from` means: a run's newest whole checkpoint, or an mlx-lm folder itself.
 
     Raises:
-        CheckpointError: there is no such folder, or names or shapes do not fit.
+        CheckpointError: nothing there holds weights.
     """
-    folder = Path(source)
-    if (folder / "checkpoints").is_dir():
-        folder = newest_valid(folder / "checkpoints", warn=lambda line: None) or folder
-    if not folder.is_dir():
+    if not source.is_dir():
         raise CheckpointError(f"init_from: there is no folder {source}")
-    _, weights = read_folder(folder)
-    load_weights(model, {name: array.astype(mx.float32) for name, array in weights.items()})
-    return folder
+    if (source / "checkpoints").is_dir():
+        checkpoint = newest_valid(source / "checkpoints", warn)
+        if checkpoint is None:
+            raise CheckpointError(f"init_from: the run {source} has saved nothing yet")
+        return checkpoint
+    if not (source / "config.json").is_file():
+        raise CheckpointError(f"init_from: {source} holds no config.json; give a run, or a folder that mlx-lm loads")
+    return source
+
+
+def initialise_from(folder: Path, model: nn.Module, model_config: Any) -> None:
+    """Load the weights in `folder` into `model`; warn when the folder's config computes something else with them.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, each listed, or the weights are quantized.
+    """
+    hf_config, weights = read_folder(folder)
+    if "quantization" in hf_config or "quantization_config" in hf_config:
+        raise CheckpointError(f"init_from: {folder} holds quantized weights; give the folder they were made from")
+    try:
+        load_weights(model, {name: array.astype(mx.float32) for name, array in weights.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"init_from: {folder} does not fit the model section", *error.problems) from error
+    try:
+        hf_config = type(model_config).from_hf(hf_config).to_hf()
+    except NotImplementedError:
+        pass  # A class of one's own need not read config.json.
+    except ValueError as error:
+        raise CheckpointError(f"init_from: {folder / 'config.json'}: {error}") from error
+    for line in differing_settings(model_config.to_hf(), hf_config):
+        warn(f"init_from: {line} in {folder}: the weights were trained with that")
+
+
+def differing_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """`model.key is x here, y` for each key of two config.json that decides what the same weights compute."""
+    return [
+        f"model.{key} is {ours[key]} here, {theirs[key]}"
+        for key in DECISIVE
+        if key in ours and theirs.get(key) is not None and ours[key] != theirs[key]
+    ]
 
 
 def copy_tree(tree: Any) -> Any:
