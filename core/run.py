@@ -44,7 +44,7 @@ MAY_DIFFER = (
 
 OWN_FILES = {"config.yaml", "environment.json", "lock", "log.txt", "metrics.jsonl", "samples.jsonl"}
 OWN_FILES |= {"checkpoints", "plots", "tokenizer"}
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
 
 class Run:
@@ -212,9 +212,9 @@ def acquire_lock(folder: Path) -> TextIO:
         owner = lock.read().strip() or "another process"
         lock.close()
         raise CheckpointError(f"{folder} is in use by {owner}: wait for it, or give this run another name") from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}\n")
-    lock.flush()
+    with contextlib.suppress(OSError):  # The name is for people; a full disk is told by what needs the room.
+        lock.truncate(0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
     return lock
 
 

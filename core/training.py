@@ -159,7 +159,8 @@ def train(
             announce(parts, run, say)
             show = TrainingProgress(parts.plan.total_steps, progress.step, enabled=group.is_main)
             session = Session(config, parts, run, progress, show)
-        return loop(session, config, group)
+        with group.reporting_loss():
+            return loop(session, config, group)
     except OSError as error:
         explained = explain_disk(error, run.folder)
         if explained is None:

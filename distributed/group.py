@@ -7,9 +7,10 @@ summed weight. MLX waits for a missing peer forever and holds Python's lock mean
 keeps the deadline of the start-up (`deadline.py`). To add a backend: a config here with its own `build`.
 """
 
+import contextlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -55,12 +56,20 @@ class ProcessGroup:
         """Whether any rank says yes. Waits for all of them; raises BackendError when one has gone."""
         if self._all_sum is None:
             return flag
-        try:
+        with self.reporting_loss():
             return bool(self._all_sum(mx.array(int(flag))).item())
+
+    @contextlib.contextmanager
+    def reporting_loss(self) -> Iterator[None]:
+        """Turns what MLX raises, wherever a sum is evaluated, when another process has gone into a BackendError."""
+        try:
+            yield
         except RuntimeError as error:
             if "[ring]" not in str(error):
                 raise
-            raise BackendError(f"rank {self.rank} lost another process of the run: {error}") from error
+            raise BackendError(
+                f"rank {self.rank} lost another process of the run: {error}; start all of them again with --resume"
+            ) from error
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""

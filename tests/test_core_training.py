@@ -1,7 +1,6 @@
 """The loop: equal to an independent implementation, to itself after a stop, and to itself cut up otherwise."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,16 @@ from core.config import Config
 from core.run import run_folder
 from core.session import NonFiniteError
 from data.batch import Batch
-from tests.tiny_run import assert_same_run, last_checkpoint, losses, metric_rows, quiet_train, tiny_config, tiny_values
+from tests.tiny_run import (
+    assert_same_run,
+    interrupt_after,
+    last_checkpoint,
+    losses,
+    metric_rows,
+    quiet_train,
+    tiny_config,
+    tiny_values,
+)
 from tests.toy_objectives import Counting
 
 ROOT = Path(__file__).parent.parent
@@ -73,24 +81,6 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path, name: str) 
     if name == "epochs":
         assert final(whole).state["data"]["epoch"] >= 2
     assert_same_run(run_folder(whole), run_folder(resumed))
-
-
-def interrupt_after(config: Config, step: int):
-    """Train, and send this process SIGINT when update `step` is counted."""
-    from core import session
-
-    advance = session.Session.advance
-
-    def advance_and_interrupt(self, *arguments) -> None:
-        advance(self, *arguments)
-        if self.progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session.Session, "advance", advance_and_interrupt)
-        result = quiet_train(config)
-    assert result.exit_code == 130
-    return result
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])

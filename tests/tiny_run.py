@@ -4,14 +4,18 @@
 """
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from core.checkpoint import Restored, list_checkpoints, read_checkpoint
 from core.config import Config, build_section
+from core.session import Session
 from core.training import Result, train
 
 WORDS = ("the", "red", "blue", "small", "old", "dog", "cat", "tree", "house", "runs", "sees", "finds", "under", "and")
@@ -115,3 +119,19 @@ def assert_same_run(one: Path, other: Path) -> None:
         for run in (one, other)
     )
     assert rows_a == rows_b
+
+
+def interrupt_after(config: Config, step: int) -> Result:
+    """Train, and send this process SIGINT when update `step` is counted."""
+    advance = Session.advance
+
+    def advance_and_interrupt(self: Session, *arguments: Any) -> None:
+        advance(self, *arguments)
+        if self.progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "advance", advance_and_interrupt)
+        result = quiet_train(config)
+    assert result.exit_code == 130
+    return result
