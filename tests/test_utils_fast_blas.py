@@ -1,7 +1,9 @@
 """OpenBLAS comes before the wheel's BLAS in a fresh process, from every source, and its absence is said loudly."""
 
 import ctypes
+import json
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +166,30 @@ class TestWheel:
         with pytest.raises(OSError, match="patchelf"):
             fast_blas.cached_copy(WHEEL, "/bin/false", tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "threads"),
+    [(["127.0.0.1:1", "127.0.0.1:2"], 4), (["10.0.0.1:1", "10.0.0.2:1"], 8), (["127.0.0.1:1"] * 16, 1)],
+)
+def test_ranks_of_one_machine_share_its_cores(
+    hosts: list[str], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostfile = tmp_path / "hosts.json"
+    hostfile.write_text(json.dumps([[host] for host in hosts]))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    for name, value in (("MLX_RANK", "0"), ("MLX_HOSTFILE", str(hostfile))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    fast_blas.share_cores_with_ranks()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[[1]]", "{}"])
+def test_a_broken_hostfile_changes_nothing(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostfile = tmp_path / "hosts.json"
+    hostfile.write_text(content)
+    monkeypatch.setattr(os, "environ", {"MLX_RANK": "0", "MLX_HOSTFILE": str(hostfile)})
+    fast_blas.share_cores_with_ranks()
+    assert "OPENBLAS_NUM_THREADS" not in os.environ

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -30,10 +31,28 @@ def put_openblas_first() -> None:
     """Load OpenBLAS before MLX does its own BLAS; say so on stderr when that is not possible. Idempotent."""
     if not needs_openblas() or openblas_version() is not None:
         return
+    share_cores_with_ranks()
     if "mlx.core" in sys.modules:
         warn("mlx.core was imported before core, so it keeps its slow BLAS; import core first")
     elif not (load_system_library() or load_wheel()):
         warn(f"no OpenBLAS found: training on this CPU will be about 20 times slower; {REMEDY}")
+
+
+def share_cores_with_ranks() -> None:
+    """Give each rank that `mlx.launch` started on this machine its share of the cores, unless a person said otherwise.
+
+    OpenBLAS takes all cores in each of them, and threads that wait for a core held by another rank's slow both down
+    many times over. It reads the variable when it is loaded.
+    """
+    rank, hostfile = os.environ.get("MLX_RANK"), os.environ.get("MLX_HOSTFILE")
+    if not rank or not hostfile or "OPENBLAS_NUM_THREADS" in os.environ:
+        return
+    try:
+        addresses = [host[0].rpartition(":")[0] for host in json.loads(Path(hostfile).read_text())]
+        num_here = addresses.count(addresses[int(rank)])
+    except (OSError, ValueError, LookupError, AttributeError):
+        return  # A broken hostfile is told by the group, which needs it.
+    os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_here))
 
 
 def needs_openblas() -> bool:
