@@ -229,7 +229,7 @@ def restore(parts: Parts, restored: Restored) -> Progress:
     if tokenizer_hash != parts.dataset.tokenizer.hash:
         raise DataError(
             f"the checkpoint was trained with tokenizer {tokenizer_hash[:12]}, the data has "
-            f"{parts.dataset.tokenizer.hash[:12]}: put the run's tokenizer folder back"
+            f"{parts.dataset.tokenizer.hash[:12]}: put the run's tokenizer folder back (every checkpoint holds a copy)"
         )
     load_weights(parts.model, {name: mx.array(array) for name, array in restored.model.items()})
     parts.optimizer.load_state(_without_prefix(restored.optimizer, OPTIMIZER_PREFIX))

@@ -28,6 +28,7 @@ MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
 BEST = "BEST"
 TEMPORARY = ".tmp-"
+ASIDE = ".tmp-old-"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -106,7 +107,7 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
             warn(f"damaged checkpoint passed over: {line}")
         damaged += damage
     if damaged:
-        raise CheckpointError(f"no checkpoint in {folder} is whole: start anew with --overwrite", *damaged)
+        raise CheckpointError(f"no checkpoint in {folder} is whole: bring back a copy, or start anew with --overwrite")
     return None
 
 
@@ -160,7 +161,10 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, tokenizer_folder: Path, k
 def _explained(error: Exception, folder: Path) -> Exception:
     text = str(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text:
-        return CheckpointError(f"the disk is full: cannot save to {folder}; earlier checkpoints are whole")
+        return CheckpointError(
+            f"the disk is full: cannot save to {folder}; earlier checkpoints are whole: "
+            "make room, then continue with --resume"
+        )
     if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
         return CheckpointError(f"cannot save to {folder}: {text}; earlier checkpoints are whole")
     return error
@@ -189,7 +193,7 @@ def _write_files(temporary: Path, snapshot: Snapshot, tokenizer_folder: Path) ->
 def _publish(temporary: Path, final: Path) -> Path:
     """Rename into place; a folder of the same step, left by an earlier life of the run, makes room first."""
     if final.exists():
-        aside = final.with_name(f"{TEMPORARY}old-{final.name}-{os.getpid()}")
+        aside = final.with_name(ASIDE + final.name)
         os.rename(final, aside)
         os.rename(temporary, final)
         shutil.rmtree(aside)
@@ -197,6 +201,14 @@ def _publish(temporary: Path, final: Path) -> Path:
         os.rename(temporary, final)
     sync(final.parent)
     return final
+
+
+def put_back(folder: Path) -> None:
+    """Undo the half of a replacement that a kill has left: the old checkpoint aside, the new one not in its place."""
+    for aside in folder.glob(f"{ASIDE}*"):
+        final = folder / aside.name.removeprefix(ASIDE)
+        if not final.exists():
+            os.rename(aside, final)
 
 
 def point_at(checkpoint: Path, *, is_best: bool) -> None:

@@ -243,7 +243,8 @@ def explain_disk(error: OSError, folder: Path) -> CheckpointError | None:
         return None
     place = error.filename or folder
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(f"the disk is full: cannot write {place}; make room, then continue with --resume")
+        remedy = "continue with --resume" if (folder / "config.yaml").exists() else "start again"
+        return CheckpointError(f"the disk is full: cannot write {place}; make room, then {remedy}")
     return CheckpointError(f"cannot write {place}: {error.strerror}; checkpoints saved before are whole")
 
 
