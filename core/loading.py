@@ -20,6 +20,7 @@ from models import MODELS
 from models.weights import check_whole, load_weights, read_folder, read_json
 from utils.cli import warn
 from utils.errors import CheckpointError
+from utils.memory import set_cache_limit
 from utils.registry import look_up
 
 
@@ -56,6 +57,7 @@ def load_model(
     Raises:
         CheckpointError: nothing is there, it is damaged, or model, weights and tokenizer do not belong together.
     """
+    set_cache_limit()
     if (run is None) == (model is None):
         raise CheckpointError("give either a run folder or a model folder")
     if model is not None:

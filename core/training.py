@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from core.agreement import together
 from core.assembly import Parts, Progress, build_parts, copy_tree, restore
-from core.checkpoint import newest_valid, point_at, read_checkpoint
+from core.checkpoint import newest_valid, point_at, put_back, read_checkpoint
 from core.config import Config, load_with_notes
 from core.dry_run import dry_run
 from core.evaluation import Evaluation
@@ -37,6 +37,7 @@ from data.batch import Batch
 from data.tokenizer import Tokenizer
 from utils.cli import Parser, run_command, warn
 from utils.matmul import matmul_gflops
+from utils.memory import set_cache_limit
 
 MAX_STEPS_IN_FLIGHT = 2
 
@@ -144,12 +145,15 @@ def train(
     Raises:
         UserError: something a person can fix; what was saved before is untouched.
     """
+    set_cache_limit()
     group = config.distributed.build()
     say = say if group.is_main else lambda line: None
     with together(group):
         run = open_run(config, resume=resume, overwrite=overwrite, is_main=group.is_main)
     try:
         with together(group):
+            if resume and run.is_main:
+                put_back(run.checkpoints)
             checkpoint = newest_valid(run.checkpoints, warn if group.is_main else lambda line: None) if resume else None
             tokenizer = run_tokenizer(run) if resume else None
         parts = build_parts(config, group, tokenizer, say, initialise=checkpoint is None)
@@ -224,8 +228,14 @@ def loop(session: Session, config: Config, group: Any) -> Result:
             )
             parts.optimizer.set_schedule(multiplier)
             mx.random.seed(noise_seed(config.seed, session.progress.step, group.rank))
-            output = step(to_micro_batches(batch, plan.micro_batch_size))
-            mx.async_eval(output, parts.model.state, parts.optimizer.state, parts.guard, parts.ema or {})
+            try:
+                output = step(to_micro_batches(batch, plan.micro_batch_size))
+                mx.async_eval(output, parts.model.state, parts.optimizer.state, parts.guard, parts.ema or {})
+            except RuntimeError as error:
+                if not stop.requested() or "compile" not in str(error) and "C++" not in str(error):
+                    raise
+                # The compiler that MLX runs in the first steps got the same Ctrl-C; they are not worth a save.
+                return ended(session, stop)
             session.advance(data_state, output, config.optimizer.learning_rate * multiplier)
             now = session.progress.step
             session.read(in_flight=MAX_STEPS_IN_FLIGHT)
@@ -245,8 +255,13 @@ def loop(session: Session, config: Config, group: Any) -> Result:
             session.close()
         finally:
             stop.restore()
+    return ended(session, stop)
+
+
+def ended(session: Session, stop: StopSignal) -> Result:
+    """What `train` returns."""
     code = 0 if stop.received is None else 128 + stop.received
-    return Result(session.run.folder, session.progress.step, session.evaluation, code, group.is_main)
+    return Result(session.run.folder, session.progress.step, session.evaluation, code, session.run.is_main)
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
