@@ -189,13 +189,12 @@ def test_find_damage_names_file_and_sizes(folder: Path) -> None:
 
 
 def test_no_damage_of_a_manifest_is_a_traceback(folder: Path) -> None:
-    """Any bit of it may flip, and it may be any other JSON."""
+    """A bit of any byte may flip, and it may be any other JSON."""
     path = folder / "step_00000002" / "MANIFEST.json"
     content = path.read_bytes()
     for place in range(len(content)):
-        for bit in (0, 3, 5):
-            path.write_bytes(content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :])
-            find_damage(path.parent)
+        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 7)]) + content[place + 1 :])
+        find_damage(path.parent)
     for other in ("[]", "3", "null", '{"files": {}}', '{"format_version": 1, "files": {"a": 3}}'):
         path.write_text(other)
         assert find_damage(path.parent)
