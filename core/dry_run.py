@@ -16,7 +16,6 @@ from core.precision import precision_warning, resolve_precision
 from core.progress import show_rows
 from core.run import run_folder
 from utils.cli import warn
-from utils.units import format_count
 
 
 def dry_run(config: Config) -> int:
@@ -46,10 +45,11 @@ def dry_run(config: Config) -> int:
         rows_per_epoch=config.rows_per_batch if counts_epochs else None,
         steps_are_known=not counts_epochs,
     )
-    vocabulary = [("vocabulary", f"{model_config.vocab_size:,} ({format_count(num_tokens)} of the tokenizer)")]
+    vocabulary = [("vocabulary", f"{model_config.vocab_size:,} ({num_tokens:,} of the tokenizer)")]
     print(f"plan of {run_folder(config)} (dry run: nothing is allocated or written)")
     print(show_rows([*vocabulary, *rows(plan, Path(config.out_dir))]))
     slow = precision_warning(config.training.precision, precision)
+    warnings += model_config.warnings(config.data.sequence_length)
     for line in (*warnings, slow, disk_warning(plan, Path(config.out_dir))):
         if line:
             warn(line)

@@ -41,6 +41,8 @@ class Plan(NamedTuple):
     checkpoint_bytes: int
     num_checkpoints: int
     precision: str
+    attention: str | None
+    """Which attention runs on this machine, and why."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -120,6 +122,7 @@ def make_plan(
         checkpoint_bytes=model_bytes + optimizer_bytes + ema_bytes,
         num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
         precision=precision,
+        attention=model_config.explain_kernels(),
     )
 
 
@@ -174,6 +177,7 @@ def rows(
     state_bytes = 4 * plan.num_params * 2 + plan.optimizer_bytes
     lines += [
         ("precision", plan.precision),
+        *([("attention", plan.attention)] if plan.attention else []),
         ("memory", f"about {format_bytes(state_bytes)} for weights, gradients, optimizer; activations come on top"),
         ("disk", f"{format_bytes(plan.disk_bytes)} for checkpoints, {format_bytes(free_bytes(out_dir))} free"),
         ("compute", f"{plan.total_flops:.2e} FLOP"),

@@ -198,9 +198,9 @@ def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
     text = show_rows(rows(parts.plan, run.folder, parts.dataset.summary(), matmul_gflops(512, num_repeats=2)))
     say(f"plan of {run.folder}\n{text}")
     run.log(f"plan\n{text}")
-    warning = disk_warning(parts.plan, run.folder)
-    if warning and run.is_main:
-        warn(warning)
+    for line in (disk_warning(parts.plan, run.folder), *parts.model_config.warnings(parts.plan.sequence_length)):
+        if line and run.is_main:
+            warn(line)
 
 
 def loop(session: Session, config: Config, group: Any) -> Result:

@@ -32,6 +32,14 @@ class ModelConfig(TypedSection):
         """Floating-point operations that one token of a training step costs, forward and backward."""
         raise NotImplementedError(f"{type(self).__name__} must define flops_per_token")
 
+    def explain_kernels(self) -> str | None:
+        """One line for the plan: which attention runs on this machine, and why; None when there is nothing to say."""
+        return None
+
+    def warnings(self, sequence_length: int) -> list[str]:
+        """What will be slower than it need be on this machine, one line each."""
+        return []
+
     def to_hf(self) -> dict[str, Any]:
         """`config.json` as mlx-lm and transformers read it."""
         raise NotImplementedError(f"{type(self).__name__} must define to_hf")

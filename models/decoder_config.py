@@ -8,12 +8,14 @@ use in models/decoder.py, its shape here, its key in models/huggingface.py.
 from math import prod
 from typing import Annotated, Any, ClassVar, Self
 
+import mlx.core as mx
 import mlx.nn as nn
 from pydantic import Field, model_validator
 
 from models import huggingface
 from models.attention.auto_attention import AutoAttentionConfig
 from models.attention.base import AttentionConfig
+from models.attention.flash_attention import flash_warnings
 from models.base import ModelConfig
 from models.decoder import Decoder
 from models.initialise import initialise
@@ -115,6 +117,15 @@ class DecoderConfig(ModelConfig):
         tied_head = self.known_vocab_size() * self.hidden_size if self.tie_word_embeddings else 0
         width = self.num_attention_heads * self.head_size
         return 6 * (matrices + tied_head) + 12 * self.num_hidden_layers * width * sequence_length
+
+    def explain_kernels(self) -> str | None:
+        """See `ModelConfig.explain_kernels`."""
+        return self.attention.explain(self.attention_dropout)
+
+    def warnings(self, sequence_length: int) -> list[str]:
+        """See `ModelConfig.warnings`."""
+        device = "cuda" if mx.cuda.is_available() else "metal" if mx.metal.is_available() else "cpu"
+        return flash_warnings(self.head_size, sequence_length, device)
 
     def to_hf(self) -> dict[str, Any]:
         """`config.json` as mlx-lm and transformers read it. Raises ConfigError while vocab_size is not known."""

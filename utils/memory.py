@@ -1,8 +1,8 @@
 """How much freed memory MLX keeps for the next step, set once: shapes are static, so a step's buffers fit the next.
 
 The default of the CPU backend, 32 MB, gives a step's buffers back to the kernel and asks for them again: 1.4 million
-page faults in 30 steps of the quickstart's model, 0.1 million with this. On a GPU the default is nearly all of the memory,
-which leaves other programs none. To change the share, edit `CACHE_SHARE`.
+page faults in 30 steps of the quickstart's model, 0.1 million with this. On a GPU the default is nearly all of the
+memory, which leaves other programs none. To change the share, edit `CACHE_SHARE`.
 """
 
 import os

@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# A llama of 40M parameters on corpus/train.jsonl (one {"text": ...} a line); arguments go to core.training.
+source "$(dirname "${BASH_SOURCE[0]}")/bootstrap.sh"
+run_config configs/models/model-config-40m.yaml "$@"
