@@ -90,6 +90,10 @@ class Evaluator:
                 mx.eval(loss.total, loss.weight)
                 total += number(loss.total)
                 weight += number(loss.weight)
+        except RuntimeError:
+            if not should_stop():
+                raise
+            return None  # The compiler that MLX runs got the same Ctrl-C.
         finally:
             self._model.train()
         return Evaluation(total, round(weight), num_bytes)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from core.assembly import Parts, Progress, copy_tree, take_snapshot
-from core.checkpoint import BackgroundWriter, checkpoint_name, point_at, write_checkpoint
+from core.checkpoint import BackgroundWriter, write_checkpoint
 from core.config import Config
 from core.evaluation import Evaluation, Evaluator, number, report
 from core.generation import generate
@@ -22,7 +22,7 @@ from core.plan import due
 from core.progress import TrainingProgress
 from core.run import Run
 from utils.errors import UserError
-from utils.metrics import MetricsWriter, drop_rows_after
+from utils.metrics import MetricsWriter, Row, drop_rows_after
 
 
 class NonFiniteError(UserError):
@@ -61,8 +61,9 @@ class Session:
         self.progress = progress
         self.evaluation: Evaluation | None = None
         self.pending: deque[Pending] = deque()
-        self.metrics = MetricsWriter(run.metrics, resume_step=progress.step) if run.is_main else None
+        self.metrics: MetricsWriter | None = None
         if run.is_main:
+            self.metrics = MetricsWriter(run.metrics, resume_step=progress.step, is_stale=self._will_be_repeated)
             drop_rows_after(run.samples, progress.step)
         keep_last = config.checkpoint.keep_last
         self._writer = BackgroundWriter(
@@ -71,10 +72,14 @@ class Session:
         self._evaluator = Evaluator(
             parts.model, parts.objective, parts.plan.precision, compiled=config.training.compile
         )
-        self._saved_step: int | None = progress.step or None
+        self._saved: Progress | None = progress._replace(seconds=0.0) if progress.step else None
         self._start = time.monotonic()
         self._paused = 0.0
         self._reads: deque[tuple[int, float]] = deque(maxlen=max(16, parts.plan.periods.log + 1))
+
+    def _will_be_repeated(self, row: Row) -> bool:
+        """Whether a row is of an evaluation that the checkpoint does not know of."""
+        return "eval/loss" in row and row["step"] > self.progress.evaluated_step
 
     def advance(self, data_state: dict[str, int], output: StepOutput, learning_rate: float) -> None:
         """Count one update."""
@@ -223,16 +228,14 @@ class Session:
         return [completion.text for completion in completions]
 
     def save(self, *, is_best: bool = False) -> None:
-        """Hand this step to the background writer, once."""
+        """Hand this step to the background writer; again when an evaluation has added to it since."""
         self.read(in_flight=0)
         if not self.run.is_main:
             return
-        if self._saved_step == self.progress.step:
-            if is_best:  # Saved before its evaluation, which a signal had ended.
-                self._writer.wait()
-                point_at(self.run.checkpoints / checkpoint_name(self.progress.step), is_best=True)
+        now = self.progress._replace(seconds=0.0)
+        if self._saved == now:
             return
-        self._saved_step = self.progress.step
+        self._saved = now
         progress = self.progress._replace(seconds=self.seconds())
         self._writer.submit(take_snapshot(self.parts, progress, seed=self.config.seed, is_best=is_best))
 

@@ -1,14 +1,16 @@
 """Command lines: a parser whose mistakes look like every other mistake of a person, one `error:` line and exit code 2.
 
 Commands build a `Parser`, hand their `main` to `run_command`, and need not think about exit codes: a `UserError` is 2,
-Ctrl-C is 130, a closed pipe is quiet, everything else is a bug and keeps its traceback.
+Ctrl-C is 130 and SIGTERM 143, a closed pipe is quiet, everything else is a bug and keeps its traceback.
 """
 
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 from utils.errors import exit_code_of
@@ -31,12 +33,17 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and leave with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Text of a model holds any character; a terminal that lacks one shows its code.
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _leave)  # As Ctrl-C does: what is half written is cleared away.
     try:
         code = exit_code_of(main)
         sys.stdout.flush()

@@ -9,7 +9,7 @@ holds, edit the caller; this file knows no names but `step`.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,16 @@ Row = dict[str, Any]
 class MetricsWriter:
     """Appends rows to one file; each is on disk, as far as other processes can see, when `write` returns."""
 
-    def __init__(self, path: str | Path, *, resume_step: int = 0) -> None:
-        """Open `path` for a run that continues after `resume_step` updates; 0 starts the file anew."""
+    def __init__(
+        self, path: str | Path, *, resume_step: int = 0, is_stale: Callable[[Row], bool] = lambda row: False
+    ) -> None:
+        """Open `path` for a run that continues after `resume_step` updates, without the rows that will come again.
+
+        0 starts the file anew; `is_stale` names further rows to drop.
+        """
         self._path = Path(path)
         try:
-            drop_rows_after(self._path, resume_step)
+            drop_rows_after(self._path, resume_step, is_stale)
             self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -53,12 +58,13 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Leave only whole rows of at most `step` updates in the file; none when `step` is 0. Atomic."""
+def drop_rows_after(path: Path, step: int, is_stale: Callable[[Row], bool] = lambda row: False) -> None:
+    """Leave only whole rows of at most `step` updates that are not stale; none when `step` is 0. Atomic."""
     if not path.exists():
         return
     content = path.read_bytes()
-    kept = b"".join(line for line, row in parse_lines(content.splitlines(keepends=True)) if 0 < step >= step_of(row))
+    rows = parse_lines(content.splitlines(keepends=True))
+    kept = b"".join(line for line, row in rows if row is not None and 0 < step >= row["step"] and not is_stale(row))
     if kept != content:
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("wb") as file:
@@ -66,11 +72,6 @@ def drop_rows_after(path: Path, step: int) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-
-
-def step_of(row: Row | None) -> float:
-    """The row's step; infinite for a line that is no row."""
-    return math.inf if row is None else row["step"]
 
 
 def parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Row | None]]:
