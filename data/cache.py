@@ -55,8 +55,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _build(folder: Path, write: Callable[[Path], None]) -> None:
     temporary = folder.parent / f".building-{folder.name}-{os.getpid()}"
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         write(temporary)
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)

@@ -130,11 +130,19 @@ def mlx_lm_losses(config: Config, num_steps: int) -> list[float]:
 
 
 def test_the_step_is_traced_once_in_a_run(tmp_path: Path) -> None:
+    """Whatever goes on between the steps: evaluations with averaged weights, samples, saves; and once after a resume."""
+    config = tiny_config(
+        tmp_path,
+        objective={"type": "tests.toy_objectives:CountingConfig"},
+        training={"compile": True, "micro_batch_size": 4, "weight_ema": 0.9},
+        evaluation={"every": "3 steps", "samples": {"every": "4 steps", "max_tokens": 4}},
+        checkpoint={"every": "5 steps"},
+    )
     Counting.calls = 0
-    objective = {"type": "tests.toy_objectives:CountingConfig"}
-    config = tiny_config(tmp_path, objective=objective, training={"compile": True, "micro_batch_size": 4})
-    quiet_train(config)
+    interrupt_after(config, step=11)
     assert Counting.calls == 2  # once for each micro-batch of the one trace
+    quiet_train(config, resume=True)
+    assert Counting.calls == 4
 
 
 def test_parameters_of_every_group_move(tmp_path: Path) -> None:
