@@ -130,7 +130,7 @@ def mlx_lm_losses(config: Config, num_steps: int) -> list[float]:
 
 
 def test_the_step_is_traced_once_in_a_run(tmp_path: Path) -> None:
-    """Whatever goes on between the steps: evaluations with averaged weights, samples, saves; and once after a resume."""
+    """Whatever goes on between the steps: evaluations with averaged weights, samples, saves. Once more on resume."""
     config = tiny_config(
         tmp_path,
         objective={"type": "tests.toy_objectives:CountingConfig"},

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from core.checkpoint import BEST, LATEST, TEMPORARY, list_checkpoints
+from core.checkpoint import ASIDE, BEST, LATEST, TEMPORARY, list_checkpoints
 from tests.processes import TRAIN, num_lines, run, start, wait_until, write_yaml
-from tests.tiny_run import assert_same_run, metric_rows
+from tests.tiny_run import assert_same_run, interrupt_after, losses, metric_rows, quiet_train, tiny_config
 
 CHANGES = {
     "training": {"weight_ema": 0.9, "micro_batch_size": 4},
@@ -74,6 +74,35 @@ def assert_same_files(whole: Path, killed: Path) -> None:
     for kind in ("train/loss", "eval/loss"):
         steps = [row["step"] for row in metric_rows(killed) if kind in row]
         assert steps == sorted(set(steps))
+
+
+def test_a_kill_between_the_two_renames_of_a_replaced_save(tmp_path: Path) -> None:
+    """The only checkpoint stands aside, its replacement has no name yet."""
+    config = tiny_config(tmp_path, name="killed", checkpoint={"every": None}, evaluation={"every": None})
+    interrupt_after(config, step=10)
+    checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
+    (checkpoints / "step_00000010").rename(checkpoints / f"{ASIDE}step_00000010")
+    (checkpoints / f"{TEMPORARY}step_00000010-123").mkdir()
+    quiet_train(config, resume=True)
+    quiet_train(tiny_config(tmp_path, name="whole", checkpoint={"every": None}, evaluation={"every": None}))
+    assert_same_run(tmp_path / "runs" / "whole", tmp_path / "runs" / "killed")
+
+
+def test_damaged_later_checkpoints_push_no_whole_one_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One is kept: the one just written, not the newer one that was passed over."""
+    config = tiny_config(tmp_path, checkpoint={"every": "4 steps", "keep_last": 2, "keep_best": False})
+    interrupt_after(config, step=9)
+    checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
+    assert [path.name for path in list_checkpoints(checkpoints)] == ["step_00000008", "step_00000009"]
+    damaged = checkpoints / "step_00000009"
+    (damaged / "optimizer.safetensors").write_bytes(b"")
+    damaged.rename(checkpoints / "step_00000019")
+    interrupt_after(config, step=13, resume=True)
+    assert "step_00000019" in capsys.readouterr().err
+    names = [path.name for path in list_checkpoints(checkpoints)]
+    assert names == ["step_00000012", "step_00000013", "step_00000019"]
+    quiet_train(config, resume=True)
+    assert len(losses(tmp_path / "runs" / "tiny")) == 20
 
 
 def test_three_kills_lose_nothing(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert rows_a == rows_b
 
 
-def interrupt_after(config: Config, step: int) -> Result:
+def interrupt_after(config: Config, step: int, **flags: bool) -> Result:
     """Train, and send this process SIGINT when update `step` is counted."""
     advance = Session.advance
 
@@ -132,6 +132,6 @@ def interrupt_after(config: Config, step: int) -> Result:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "advance", advance_and_interrupt)
-        result = quiet_train(config)
+        result = quiet_train(config, **flags)
     assert result.exit_code == 130
     return result
