@@ -6,6 +6,9 @@ disturbs both alike. The bare step is a dozen lines of MLX: one compiled functio
 median of the ratios of neighbours.
 """
 
+import core  # noqa: F401 -- before MLX
+
+# isort: split
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +18,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers
 
-import core  # noqa: F401
 from core.assembly import Parts, build_parts
 from core.config import load
 from core.evaluation import to_arrays
