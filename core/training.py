@@ -189,6 +189,8 @@ def continue_from(run: Run, parts: Parts, checkpoint: Path | None, say: Callable
     if run.is_main:
         point_at(checkpoint, is_best=progress.best_step == progress.step)
     say(f"resuming from {checkpoint}")
+    if progress.step >= parts.plan.total_steps:
+        say(f"step {progress.step} of {parts.plan.total_steps} is done: to go on, raise training.duration")
     # Nothing had happened at step 0 but perhaps an evaluation, whose row metrics.jsonl then lacks.
     return progress if progress.step else Progress()
 

@@ -94,9 +94,7 @@ def test_an_mlx_lm_folder_gives_weights_in_float32_and_trains_on(trained: Config
 
 def test_weights_that_do_not_fit_are_listed(trained: Config, tmp_path: Path) -> None:
     folder = mlx_lm_folder(trained, tmp_path / "model")
-    config = tiny_config(
-        tmp_path, init_from=str(folder), model={"intermediate_size": 64, "tie_word_embeddings": False}
-    )
+    config = tiny_config(tmp_path, init_from=str(folder), model={"intermediate_size": 64, "tie_word_embeddings": False})
     with pytest.raises(CheckpointError) as error:
         quiet_train(config)
     text = str(error.value)

@@ -66,9 +66,7 @@ def test_an_existing_run_is_refused_and_untouched(config: Config, tmp_path: Path
 
 
 def test_resuming_with_what_may_not_change_lists_it(config: Config, tmp_path: Path) -> None:
-    other = short_config(
-        tmp_path, seed=7, model={"hidden_size": 64}, training={"duration": "8 steps", "batch_size": 4}
-    )
+    other = short_config(tmp_path, seed=7, model={"hidden_size": 64}, training={"duration": "8 steps", "batch_size": 4})
     with pytest.raises(ConfigError) as error:
         quiet_train(other, resume=True)
     assert "was started with another config" in error.value.problems[0]

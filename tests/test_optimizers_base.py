@@ -95,9 +95,7 @@ def test_compiled_equals_eager_and_traces_once(row: str) -> None:
         optimizer = config_of(row).build(model.trainable_parameters())
         inner = train_step(model, optimizer)
 
-        def counted(
-            tokens: mx.array, targets: mx.array, inner: Any = inner, traces: Any = traces
-        ) -> mx.array:
+        def counted(tokens: mx.array, targets: mx.array, inner: Any = inner, traces: Any = traces) -> mx.array:
             traces.append(1)
             return inner(tokens, targets)
 

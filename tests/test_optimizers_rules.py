@@ -100,9 +100,7 @@ def muon_oracle(rate: float, momentum: float, nesterov: bool, num_steps: int, or
     return rule
 
 
-@pytest.mark.parametrize(
-    ("momentum", "nesterov", "decay"), [(0.0, False, 0.0), (0.9, False, 0.1), (0.9, True, 0.1)]
-)
+@pytest.mark.parametrize(("momentum", "nesterov", "decay"), [(0.0, False, 0.0), (0.9, False, 0.1), (0.9, True, 0.1)])
 def test_sgd_equals_the_oracle(momentum: float, nesterov: bool, decay: float) -> None:
     ours = run_ours("sgd", learning_rate=0.05, momentum=momentum, nesterov=nesterov, weight_decay=decay)
     oracle = run_oracle(lambda name: sgd_oracle(0.05, momentum, nesterov), decay)
@@ -128,9 +126,7 @@ def test_lion_equals_the_oracle_away_from_sign_flips() -> None:
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize(("update_scale", "ns_steps"), [("rms", 5), ("original", 3)])
-def test_muon_equals_the_oracle_with_adamw_for_the_rest(
-    nesterov: bool, update_scale: str, ns_steps: int
-) -> None:
+def test_muon_equals_the_oracle_with_adamw_for_the_rest(nesterov: bool, update_scale: str, ns_steps: int) -> None:
     settings = {"learning_rate": 0.02, "weight_decay": 0.1, "nesterov": nesterov, "ns_steps": ns_steps}
     ours = run_ours("muon", update_scale=update_scale, **settings)
     original = update_scale == "original"
