@@ -14,7 +14,10 @@ types:
 test:
 	scripts/run_tests.sh
 
+# The long tests. PyTorch, as the peer of one of them, is no dependency: it is installed here and nowhere else.
 slow:
+	scripts/run_tests.sh --collect-only -q -m slow > /dev/null
+	$(PYTHON) -c 'import torch' 2> /dev/null || $(PYTHON) -m pip install -q torch==2.13.0
 	scripts/run_tests.sh -m slow
 
 # Rewrites tests/golden/; the commit message says why the numbers moved.

@@ -12,6 +12,7 @@ Shapes: M = micro-batches, B = rows of a micro-batch, L = positions.
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -282,18 +283,20 @@ def finish(session: Session, stop: StopSignal) -> None:
         session.show_result()
 
 
-def next_commands(folder: Path) -> str:
-    """What to try after a run."""
-    run = shlex.quote(str(folder))
-    return "\n".join(
-        [
-            "try next:",
-            f'  python -m core.generation --run {run} --prompt "..."',
-            f"  python -m core.evaluation --run {run}",
-            f"  python tools/plot-logs.py {run}",
-            f"  python tools/convert-to-mlx-lm.py --run {run} --out-path {run}/mlx-lm",
-        ]
-    )
+def next_commands(folder: Path, can_generate: bool) -> str:
+    """What to try after a run, with the Python that runs now."""
+    run, here = shlex.quote(str(folder)), Path.cwd()
+    executable = Path(sys.executable)
+    python = str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
+    generation = [f'{python} -m core.generation --run {run} --prompt "def"']
+    export = [f"{python} tools/convert-to-mlx-lm.py --run {run} --out-path {run}/mlx-lm"]
+    commands = [
+        *(generation if can_generate else []),
+        f"{python} -m core.evaluation --run {run}",
+        f"{python} tools/plot-logs.py {run}",
+        *(export if can_generate else []),
+    ]
+    return "\n  ".join(["try next:", *commands])
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -322,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overwrite = options.overwrite or (loaded.overwrite and not options.resume)
     result = train(config, resume=options.resume, overwrite=overwrite)
     if result.exit_code == 0 and result.is_main:
-        print(next_commands(result.folder))
+        print(next_commands(result.folder, can_generate=config.objective.cannot_generate is None))
     return result.exit_code
 
 
