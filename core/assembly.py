@@ -26,6 +26,7 @@ from data.tokenizer import Tokenizer
 from models.weights import load_weights, read_folder
 from utils.cli import warn
 from utils.errors import CheckpointError, ConfigError, DataError
+from utils.fast_blas import fit_threads
 
 GUARD_PREFIX = "guard."
 OPTIMIZER_PREFIX = "optimizer."
@@ -97,6 +98,7 @@ def build_parts(
         world_size=group.size,
         rows_per_epoch=dataset.rows_per_epoch,
     )
+    fit_threads(plan.flops_per_token * plan.micro_batch_size * plan.sequence_length)
     ema = copy_tree(model.trainable_parameters()) if config.training.weight_ema else None
     return Parts(dataset, model_config, model, objective, optimizer, initial_guard(precision), ema, plan)
 

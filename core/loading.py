@@ -20,8 +20,12 @@ from models import MODELS
 from models.weights import check_whole, load_weights, read_folder, read_json
 from utils.cli import warn
 from utils.errors import CheckpointError
+from utils.fast_blas import fit_threads
 from utils.memory import set_cache_limit
 from utils.registry import look_up
+
+PROMPT_LENGTH = 512
+"""Tokens of the prompt or evaluation row for which the number of BLAS threads is chosen."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def load_folder(folder: Path, weights: str | None, config: Config | None) -> Loa
     model = model_config.build(seed=0)
     load_weights(model, arrays)
     model.eval()
+    fit_threads(model_config.flops_per_token(PROMPT_LENGTH) / 3 * PROMPT_LENGTH)
     return Loaded(model, model_config, tokenizer, config, read_eos_ids(folder, hf_config, tokenizer), folder, chosen)
 
 

@@ -193,3 +193,21 @@ def test_a_broken_hostfile_changes_nothing(content: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "environ", {"MLX_RANK": "0", "MLX_HOSTFILE": str(hostfile)})
     fast_blas.share_cores_with_ranks()
     assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+NUM_THREADS = """
+import core, ctypes
+from utils.fast_blas import fit_threads
+counts = [fit_threads(1e9), ctypes.CDLL(None).openblas_get_num_threads(), fit_threads(1e12)]
+print(counts, ctypes.CDLL(None).openblas_get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(("choice", "printed"), [(None, "[1, 1, {all}] {all}"), ("1", "[None, 1, None] 1")])
+def test_small_work_takes_one_thread_unless_a_person_chose(choice: str | None, printed: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    environment |= {"OPENBLAS_NUM_THREADS": choice} if choice else {}
+    result = subprocess.run(
+        [sys.executable, "-c", NUM_THREADS], capture_output=True, text=True, check=True, cwd=REPOSITORY, env=environment
+    )
+    assert result.stdout.strip() == printed.format(all=os.cpu_count())

