@@ -95,6 +95,13 @@ def test_epochs_differ_in_order_and_in_company():
     assert PackedRows(documents_of([3] * 40), 7, 1).batch(0, 5).tokens.tolist() != first[:5].tolist()
 
 
+def test_epochs_differ_in_order_where_no_two_documents_could_change_places():
+    rows = PackedRows(documents_of(range(1, 31)), 32, 0)
+    epochs = [rows.batch(epoch * rows.num_rows, rows.num_rows).tokens.tolist() for epoch in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
 @settings(max_examples=25, deadline=None)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 5), stop=st.integers(0, 7))
 def test_resuming_at_any_row_equals_never_stopping(lengths, batch_size, stop):

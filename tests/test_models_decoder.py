@@ -207,6 +207,15 @@ def test_dropout_acts_in_train_mode_only_and_follows_the_seed(field):
     assert not mx.allclose(first, plain(tokens, Mask()), atol=1e-3)
 
 
+@pytest.mark.parametrize("silenced", ["self_attn.o_proj", "mlp.down_proj"])
+def test_residual_dropout_acts_on_each_branch(silenced):
+    model, tokens = random_model(llama({"residual_dropout": 0.5, "num_hidden_layers": 1})), tokens_of(2, 8)
+    name = f"model.layers.0.{silenced}.weight"
+    model.load_weights([(name, mx.zeros_like(dict(tree_flatten(model.parameters()))[name]))], strict=False)
+    plain = model(tokens, Mask())
+    assert not mx.allclose(model.train()(tokens, Mask()), plain, atol=1e-3)
+
+
 def test_the_same_seed_builds_the_same_and_moves_no_other_random_stream(config):
     mx.random.seed(1)
     expected = mx.random.uniform(shape=(3,))
