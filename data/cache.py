@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import DataError
+from utils.files import sync
 
 Report = Callable[[str], None]
 """Receives one line of news for a person."""
@@ -59,9 +60,9 @@ def _build(folder: Path, write: Callable[[Path], None]) -> None:
         temporary.mkdir()
         write(temporary)
         for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
+            sync(path)
         _rename(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -73,14 +74,6 @@ def _rename(temporary: Path, folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -71,19 +71,6 @@ class ProcessGroup:
                 f"rank {self.rank} lost another process of the run: {error}; start all of them again with --resume"
             ) from error
 
-    def barrier(self) -> None:
-        """Wait until every rank has come here."""
-        self.any(False)
-
-    def rows(self, num_rows: int) -> slice:
-        """This rank's rows of a global batch. Raises ValueError when they do not divide evenly."""
-        if num_rows % self.size:
-            below = num_rows - num_rows % self.size
-            near = f"{below} or {below + self.size} do" if below else f"{self.size} do"
-            raise ValueError(f"{num_rows} rows do not divide over {self.size} ranks; {near}")
-        share = num_rows // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
-
 
 class DistributedConfig(TypedSection):
     """One row of `distributed.DISTRIBUTED`."""

@@ -27,12 +27,6 @@ class KVCache:
         self.offset = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def trim(self, num_positions: int) -> int:
-        """Forget the last positions; returns how many there were to forget."""
-        forgotten = min(self.offset, num_positions)
-        self.offset -= forgotten
-        return forgotten
-
     @property
     def state(self) -> list[mx.array]:
         """The arrays to evaluate; empty before the first update."""

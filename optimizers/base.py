@@ -159,10 +159,6 @@ class Optimizer(mlx.optimizers.Optimizer):
         """Multiply the learning rate of every group by this from the next update on."""
         self._state["schedule"] = mx.array(multiplier, mx.float32)
 
-    def learning_rates(self) -> dict[str, float]:
-        """Group name -> its learning rate before the schedule."""
-        return {group.name: group.learning_rate for group in self.groups}
-
     @property
     def learning_rate(self) -> mx.array:
         """0-d: what the first group uses in the next update. To change it, `set_schedule`."""

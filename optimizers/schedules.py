@@ -3,7 +3,7 @@
 All warm up linearly, so the first update already moves, reach 1 at the end of the warm-up and stand at
 exactly `final_ratio` in the last update; the decay spans what remains after the warm-up. Cosine is the usual
 choice; `wsd` (warm up, stay, decay) lets a run be extended from before its decay. To add a shape: a function
-of progress or step, a config with `build`, a row in `optimizers.SCHEDULES`.
+of progress or step, a config with `multiplier`, a row in `optimizers.SCHEDULES`.
 """
 
 import math
@@ -14,8 +14,6 @@ from pydantic import Field
 
 from utils.schema import TypedSection
 from utils.units import Duration
-
-Schedule = Callable[[int], float]
 
 
 def cosine(progress: float) -> float:
@@ -79,12 +77,6 @@ class ScheduleConfig(TypedSection):
         `tokens_per_step` is read where the shape has a duration of its own, in tokens. Raises ValueError when
         warm-up (and decay) do not fit into the run.
         """
-
-    def build(self, total_steps: int, tokens_per_step: int) -> Schedule:
-        """Update number (from 0) -> multiplier, lengths resolved. Raises ValueError as `multiplier` does."""
-        warmup_steps = self.warmup.to_steps(tokens_per_step=tokens_per_step, total_steps=total_steps)
-        self.multiplier(0, total_steps, warmup_steps, tokens_per_step)
-        return lambda step: self.multiplier(step, total_steps, warmup_steps, tokens_per_step)
 
 
 class ConstantConfig(ScheduleConfig):

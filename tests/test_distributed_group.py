@@ -50,7 +50,6 @@ for number in range(5):
     mx.async_eval(history[-1], state)
     mx.async_eval(weight @ weight)
     flags.append(group.any(number == 3 and group.rank == 1))
-group.barrier()
 
 expected = mx.zeros((64, 64))
 error = 0.0
@@ -166,7 +165,7 @@ from utils.errors import exit_code_of
 assert not group.any(False)
 if group.rank == 1:
     os._exit(9)
-sys.exit(exit_code_of(lambda: [group.barrier() for _ in range(3)] and 0))
+sys.exit(exit_code_of(lambda: [group.any(False) for _ in range(3)] and 0))
 """
 )
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,8 +97,6 @@ def test_a_group_of_one_is_the_identity() -> None:
     assert (group.rank, group.size, group.is_main) == (0, 1, True)
     assert group.any(True)
     assert not group.any(False)
-    group.barrier()
-    assert group.rows(7) == slice(0, 7)
 
 
 def test_slices_of_all_ranks_sum_to_the_whole_batch() -> None:
@@ -110,7 +107,7 @@ def test_slices_of_all_ranks_sum_to_the_whole_batch() -> None:
         return {"total": (rows[part] * weights[part, None]).sum(axis=0), "weight": weights[part].sum()}
 
     size = 4
-    parts = [sums(ProcessGroup(rank, size).rows(12)) for rank in range(size)]
+    parts = [sums(slice(start, start + 3)) for start in range(0, 12, 3)]
     sent: list[list[mx.array]] = []
     for part in parts:
         log: list[mx.array] = []
@@ -121,9 +118,3 @@ def test_slices_of_all_ranks_sum_to_the_whole_batch() -> None:
     whole = sums(slice(0, 12))
     np.testing.assert_allclose(np.array(reduced["total"]), np.array(whole["total"]), rtol=1e-6)
     assert reduced["weight"].item() == 9
-
-
-def test_rows_that_do_not_divide_name_the_numbers_that_do() -> None:
-    assert [ProcessGroup(rank, 2).rows(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
-    with pytest.raises(ValueError, match="7 rows do not divide over 3 ranks; 6 or 9 do"):
-        ProcessGroup(1, 3).rows(7)

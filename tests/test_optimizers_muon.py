@@ -131,7 +131,10 @@ def test_the_rms_scale_moves_elements_as_far_as_adamw_does() -> None:
 
 
 def test_the_adamw_part_has_a_rate_of_its_own_or_one_that_moves_elements_as_far() -> None:
-    assert build(learning_rate=0.01).learning_rates() == {"muon": 0.01, "adamw": 0.01}
-    rates = build(learning_rate=0.02, update_scale="original").learning_rates()
-    assert rates == {"muon": 0.02, "adamw": pytest.approx(0.02 * 5 / 40**0.5)}
-    assert build(adamw_learning_rate=3e-4).learning_rates()["adamw"] == 3e-4
+    def rates(**changes) -> dict[str, float]:
+        return {group.name: group.learning_rate for group in build(**changes).groups}
+
+    assert rates(learning_rate=0.01) == {"muon": 0.01, "adamw": 0.01}
+    original = rates(learning_rate=0.02, update_scale="original")
+    assert original == {"muon": 0.02, "adamw": pytest.approx(0.02 * 5 / 40**0.5)}
+    assert rates(adamw_learning_rate=3e-4)["adamw"] == 3e-4
