@@ -30,7 +30,15 @@ from utils.fast_blas import fit_threads
 
 GUARD_PREFIX = "guard."
 OPTIMIZER_PREFIX = "optimizer."
-DECISIVE = ("model_type", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling")
+DECISIVE = (
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_traditional",
+)
 """Keys of config.json that shapes do not tell."""
 
 
@@ -98,9 +106,16 @@ def build_parts(
         world_size=group.size,
         rows_per_epoch=dataset.rows_per_epoch,
     )
+    refuse_blind_patience(config, dataset)
     fit_threads(plan.flops_per_token * plan.micro_batch_size * plan.sequence_length)
     ema = copy_tree(model.trainable_parameters()) if config.training.weight_ema else None
     return Parts(dataset, model_config, model, objective, optimizer, initial_guard(precision), ema, plan)
+
+
+def refuse_blind_patience(config: Config, dataset: Any) -> None:
+    """Raise ConfigError when early stopping has nothing to go by."""
+    if config.training.early_stopping and not (dataset.validation_bytes and config.evaluation.every):
+        raise ConfigError("training.early_stopping needs held-out text and evaluation.every: it counts evaluations")
 
 
 def build_dataset(config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Any:
@@ -167,6 +182,13 @@ def initialise_from(folder: Path, model: nn.Module, model_config: Any) -> None:
     hf_config, weights = read_folder(folder)
     if "quantization" in hf_config or "quantization_config" in hf_config:
         raise CheckpointError(f"init_from: {folder} holds quantized weights; give the folder they were made from")
+    own_head, embedding = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
+    is_tied = embedding is not None and own_head is not None and bool(mx.array_equal(own_head, embedding).item())
+    if "lm_head" not in model and own_head is not None and not is_tied:
+        raise CheckpointError(
+            f"init_from: {folder} has an output layer of its own (lm_head.weight), which a tied model would drop; "
+            "set model.tie_word_embeddings: false"
+        )
     try:
         load_weights(model, {name: array.astype(mx.float32) for name, array in weights.items()})
     except CheckpointError as error:
@@ -214,7 +236,13 @@ def take_snapshot(parts: Parts, progress: Progress, *, seed: int, is_best: bool)
         model=host_arrays(tree_flatten(parts.model.parameters())),
         optimizer=host_arrays(state.items()),
         ema=ema,
-        state=progress._asdict() | {"seed": seed, "tokenizer_hash": tokenizer.hash},
+        state=progress._asdict()
+        | {
+            "seed": seed,
+            "tokenizer_hash": tokenizer.hash,
+            "data_fingerprint": parts.dataset.fingerprint,
+            "precision": parts.plan.precision,
+        },
         hf_config=parts.model_config.to_hf() | special,
         is_best=is_best,
     )
@@ -225,7 +253,7 @@ def restore(parts: Parts, restored: Restored) -> Progress:
 
     Raises:
         CheckpointError: names or shapes do not fit the config.
-        DataError: the checkpoint was trained with another tokenizer.
+        DataError: the checkpoint was trained with another tokenizer, or on another corpus.
     """
     tokenizer_hash = restored.state["tokenizer_hash"]
     if tokenizer_hash != parts.dataset.tokenizer.hash:
@@ -233,15 +261,26 @@ def restore(parts: Parts, restored: Restored) -> Progress:
             f"the checkpoint was trained with tokenizer {tokenizer_hash[:12]}, the data has "
             f"{parts.dataset.tokenizer.hash[:12]}: put the run's tokenizer folder back (every checkpoint holds a copy)"
         )
+    refuse_other_data(parts.dataset, restored.state)
     load_weights(parts.model, {name: mx.array(array) for name, array in restored.model.items()})
     parts.optimizer.load_state(_without_prefix(restored.optimizer, OPTIMIZER_PREFIX))
-    guard = _without_prefix(restored.optimizer, GUARD_PREFIX)
-    for name, array in parts.guard.items():
-        parts.guard[name] = guard.get(name, array)
-    if parts.ema is not None and restored.ema is not None:
+    if restored.state["precision"] == parts.plan.precision:
+        parts.guard.update(_without_prefix(restored.optimizer, GUARD_PREFIX))
+    if parts.ema is not None:
+        if restored.ema is None:
+            raise CheckpointError("the checkpoint holds no averaged weights, and training.weight_ema asks for them")
         ema = tree_unflatten([(name, mx.array(array)) for name, array in restored.ema.items()])
         parts.ema.update(ema)
     return Progress(**{name: restored.state[name] for name in Progress._fields})
+
+
+def refuse_other_data(dataset: Any, state: dict[str, Any]) -> None:
+    """Raise DataError unless the corpus is the checkpoint's: rows have another order else, and another split."""
+    if state["data_fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            "the corpus has changed since the checkpoint was written: put the old files back to resume, or start a new "
+            "run on the new ones from these weights (init_from)"
+        )
 
 
 def _without_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, mx.array]:

@@ -7,7 +7,6 @@ background thread from NumPy views of arrays that no later step changes. To keep
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.weights import save_weights
 from utils.errors import CheckpointError
+from utils.files import sync
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
@@ -240,6 +240,7 @@ def prune(folder: Path, keep_last: int, newest: str) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what an interrupted save left behind; the run's lock makes sure that no other process is saving."""
+    put_back(folder)
     for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -251,19 +252,6 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk; on macOS, past the drive's cache too."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        full_sync = getattr(fcntl, "F_FULLFSYNC", None)
-        if full_sync is not None and path.is_file():
-            fcntl.fcntl(descriptor, full_sync)
-        else:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class BackgroundWriter:

@@ -102,7 +102,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        if misfits := [misfit for check in (_length_misfit, _batch_misfit) if (misfit := check(self))]:
+        if misfits := [misfit for check in (_length_misfit, _batch_misfit, _sample_misfit) if (misfit := check(self))]:
             raise Misfits(*misfits)
         return self
 
@@ -113,6 +113,13 @@ def _length_misfit(config: Config) -> tuple[str, str] | None:
         return None
     reason = f"{length} is longer than the model's max_position_embeddings {longest}"
     return "data.sequence_length", f"{reason}; lower the one or raise the other"
+
+
+def _sample_misfit(config: Config) -> tuple[str, str] | None:
+    reason = config.objective.cannot_generate
+    if config.evaluation.samples.every is None or reason is None:
+        return None
+    return "evaluation.samples.every", f"must be null: {reason}"
 
 
 def _batch_misfit(config: Config) -> tuple[str, str] | None:

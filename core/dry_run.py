@@ -49,7 +49,7 @@ def dry_run(config: Config) -> int:
     print(f"plan of {run_folder(config)} (dry run: nothing is allocated or written)")
     print(show_rows([*vocabulary, *rows(plan, Path(config.out_dir))]))
     slow = precision_warning(config.training.precision, precision)
-    warnings += model_config.warnings(config.data.sequence_length)
+    warnings += model_config.warnings(config.data.sequence_length, precision)
     for line in (*warnings, slow, disk_warning(plan, Path(config.out_dir))):
         if line:
             warn(line)

@@ -7,6 +7,7 @@ Bits per byte divides by the bytes of the original text, so runs with different 
 
 import argparse
 import gzip
+import json
 import lzma
 import math
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from core.loading import add_model_arguments, load_model
 from core.objectives.base import Loss, Objective
 from core.precision import cast, resolve_precision
 from data.batch import Batch
-from utils.cli import Parser, run_command
+from utils.cli import Parser, run_command, warn
 from utils.errors import DataError
 
 
@@ -156,12 +157,19 @@ def evaluate_run(arguments: argparse.Namespace) -> tuple[Evaluation, bytes]:
     dataset = evaluation_dataset(config, loaded.tokenizer, arguments.data)
     if not dataset.validation_bytes:
         raise DataError(f"the run {arguments.run} has no validation text: name some with --data FILE")
+    if arguments.data is None and trained_on(loaded.source) != dataset.fingerprint:
+        warn("the corpus has changed since the run: this held-out text is another one, and training may have seen it")
     objective = config.objective.build(loaded.tokenizer.vocab_size)
     evaluator = Evaluator(loaded.model, objective, resolve_precision(config.training.precision))
     batch_size = arguments.batch_size or config.evaluation.batch_size or config.micro_batch_size
     evaluation = evaluator.run(dataset.validation_batches(batch_size), dataset.validation_bytes)
     assert evaluation is not None
     return evaluation, dataset.validation_text()
+
+
+def trained_on(checkpoint: Path) -> str:
+    """The fingerprint of the data a checkpoint was trained on."""
+    return json.loads((checkpoint / "state.json").read_text())["data_fingerprint"]
 
 
 def main(arguments: list[str] | None = None) -> int:

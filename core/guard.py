@@ -30,14 +30,15 @@ def decide(guard: Guard, finite: mx.array, max_skipped: int, scales: bool) -> tu
     """Whether to apply this update (0-d bool), and the guard after it. `scales`: the loss scale adapts."""
     applies = mx.logical_and(finite, guard["skipped"] <= max_skipped)
     scale, good = guard["loss_scale"], guard["good_steps"]
-    shrinking = mx.logical_and(mx.logical_not(finite), scale > 1.0)
-    counted = mx.where(shrinking, guard["skipped"], guard["skipped"] + 1)
-    skipped = mx.where(applies, 0, counted)
+    counted = guard["skipped"] + 1
     if scales:
+        shrinking = mx.logical_and(mx.logical_not(finite), scale > 1.0)
+        counted = mx.where(shrinking, guard["skipped"], counted)
         good = mx.where(applies, good + 1, 0)
         grows = good >= GROWTH_INTERVAL
         scale = mx.where(finite, mx.where(grows, scale * 2.0, scale), mx.maximum(scale * 0.5, 1.0))
         good = mx.where(grows, 0, good)
+    skipped = mx.where(applies, 0, counted)
     return applies, {"skipped": skipped, "loss_scale": scale, "good_steps": good}
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
 from core.config import Config
 from utils.errors import ConfigError
 from utils.units import Duration, format_count
@@ -213,6 +215,15 @@ def disk_warning(plan: Plan, out_dir: Path) -> str | None:
     return (
         f"checkpoints need {format_bytes(plan.disk_bytes)} in {out_dir}, {format_bytes(free)} are free: "
         "lower checkpoint.keep_last or choose another out_dir"
+    )
+
+
+def compiler_warning() -> str | None:
+    """A line when MLX cannot compile for this CPU: it then runs every operation by itself."""
+    if mx.default_device().type != mx.DeviceType.cpu or shutil.which("g++"):
+        return None
+    return (
+        "no C++ compiler (g++) found, so training runs uncompiled and slower: install one, for example apt install g++"
     )
 
 

@@ -133,6 +133,8 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, is_main: bool = T
     if not is_main:
         return Run(folder, None)
     exists = (folder / "config.yaml").exists()
+    if overwrite and config.init_from is not None and Path(config.init_from).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"init_from: --overwrite would delete {config.init_from} before reading it: use another name")
     if resume and not exists:
         raise CheckpointError(f"there is no run to resume at {folder}: start it without --resume")
     if exists and resume:

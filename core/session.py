@@ -5,10 +5,11 @@ device has finished with, so nothing here makes it wait except an evaluation, a 
 figure, add it in `Session.record`.
 """
 
+import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -152,17 +153,15 @@ class Session:
 
     def evaluate(self, should_stop: Callable[[], bool]) -> None:
         """Evaluate on the validation set, with the averaged weights when the run has them; save when best."""
-        dataset, model = self.parts.dataset, self.parts.model
+        dataset = self.parts.dataset
         self.read(in_flight=0)
         if self.progress.evaluated_step == self.progress.step or not dataset.validation_bytes:
             return
         began = time.monotonic()
-        raw = model.trainable_parameters()
-        if self.parts.ema is not None:
-            model.update(copy_tree(self.parts.ema))
         batch_size = self.config.evaluation.batch_size or self.parts.plan.micro_batch_size
-        evaluation = self._evaluator.run(dataset.validation_batches(batch_size), dataset.validation_bytes, should_stop)
-        model.update(raw)
+        with self.averaged():
+            batches = dataset.validation_batches(batch_size)
+            evaluation = self._evaluator.run(batches, dataset.validation_bytes, should_stop)
         self._paused += time.monotonic() - began
         if evaluation is None:
             return
@@ -197,6 +196,30 @@ class Session:
         patience = self.config.training.early_stopping
         return patience is not None and self.progress.evaluations_since_best >= patience
 
+    def explain_early_stop(self) -> None:
+        """Say that, and why, a run ended before its last step."""
+        progress, total = self.progress, self.parts.plan.total_steps
+        if progress.step >= total or not self.should_stop_early():
+            return
+        line = (
+            f"stopped early at step {progress.step} of {total} (training.early_stopping): "
+            f"{progress.evaluations_since_best} evaluations brought no better loss than {progress.best_loss}"
+        )
+        self.run.log(line)
+        self.show.say(line)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its averaged weights, when the run has them: what generation and export take too."""
+        model = self.parts.model
+        raw = model.trainable_parameters()
+        if self.parts.ema is not None:
+            model.update(copy_tree(self.parts.ema))
+        try:
+            yield
+        finally:
+            model.update(raw)
+
     def sample(self) -> None:
         """Continue the configured prompts and keep the text in samples.jsonl."""
         if not self.run.is_main:
@@ -211,11 +234,10 @@ class Session:
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         """Continuations of `prompts`, of the length and temperature of `evaluation.samples`."""
-        settings, model = self.config.evaluation.samples, self.parts.model
-        model.eval()
-        try:
+        settings = self.config.evaluation.samples
+        with self.averaged():
             completions = generate(
-                model,
+                self.parts.model,
                 self.parts.dataset.tokenizer,
                 list(prompts),
                 max_tokens=settings.max_tokens,
@@ -223,8 +245,6 @@ class Session:
                 seed=self.config.seed,
                 context=self.parts.model_config.max_position_embeddings,
             )
-        finally:
-            model.train()
         return [completion.text for completion in completions]
 
     def save(self, *, is_best: bool = False) -> None:

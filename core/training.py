@@ -29,7 +29,7 @@ from core.dry_run import dry_run
 from core.evaluation import Evaluation
 from core.guard import decide, select
 from core.objectives.base import Loss
-from core.plan import disk_warning, due, rows
+from core.plan import compiler_warning, disk_warning, due, rows
 from core.precision import cast
 from core.progress import TrainingProgress, show_rows
 from core.run import Run, StopSignal, explain_disk, open_run
@@ -50,10 +50,13 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
     ema = {} if parts.ema is None else parts.ema
     state = [model.state, optimizer.state, guard, ema, mx.random.state]
 
+    # float16 overflows at 65504, so there the scale multiplies a mean; elsewhere the sum stays as it is, to the bit.
+    unit = 1.0 / (parts.plan.micro_batch_size * parts.plan.sequence_length) if precision == "float16" else 1.0
+
     def scaled_loss(parameters: Any, batch: Batch) -> tuple[mx.array, Loss]:
         model.update(cast(parameters, precision))
         loss = objective(model, batch)
-        return loss.total * guard["loss_scale"], loss
+        return loss.total * (guard["loss_scale"] * unit), loss
 
     def step(micro_batches: Batch) -> StepOutput:
         masters = model.trainable_parameters()
@@ -66,7 +69,7 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
             (_, loss), gradients = mx.value_and_grad(scaled_loss)(masters, batch)
             sums = (gradients, loss) if sums is None else tree_map(mx.add, sums, (gradients, loss))
         gradients, loss = group.reduce(sums)
-        divisor = loss.weight * guard["loss_scale"]
+        divisor = loss.weight * (guard["loss_scale"] * unit)
         gradients = tree_map(lambda gradient: gradient / divisor, gradients)
         norm = global_norm(gradients)
         if training.gradient_clip is not None:
@@ -78,7 +81,8 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
         weights = select(applied, optimizer.apply_gradients(gradients, masters), masters)
         assign(optimizer.state, select(applied, optimizer.state, before))
         if parts.ema is not None:
-            assign(ema, average(ema, weights, training.weight_ema, applied))
+            decay = ema_decay(training.weight_ema, optimizer.state["step"])
+            assign(ema, average(ema, weights, decay, applied))
         model.update(weights)
         guard.update(next_guard)
         metrics = {name: total / loss.weight for name, total in loss.metrics.items()}
@@ -105,9 +109,18 @@ def clip(gradients: Any, norm: mx.array, largest: float) -> Any:
     return tree_map(lambda gradient: gradient * scale, gradients)
 
 
-def average(ema: Any, weights: Any, decay: float | None, applied: mx.array) -> Any:
-    """decay * ema + (1 - decay) * weights, where the update was applied."""
+def ema_decay(decay: float | None, num_updates: mx.array) -> mx.array:
+    """min(decay, (1 + t) / (10 + t)) after t updates, so that the first weights are soon forgotten.
+
+    Source: `num_updates` of TensorFlow's ExponentialMovingAverage.
+    """
     assert decay is not None
+    updates = num_updates.astype(mx.float32)
+    return mx.minimum(decay, (1.0 + updates) / (10.0 + updates))
+
+
+def average(ema: Any, weights: Any, decay: mx.array, applied: mx.array) -> Any:
+    """decay * ema + (1 - decay) * weights, where the update was applied."""
     return tree_map(lambda old, new: mx.where(applied, decay * old + (1 - decay) * new, old), ema, weights)
 
 
@@ -201,7 +214,8 @@ def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
     text = show_rows(rows(parts.plan, run.folder, parts.dataset.summary(), matmul_gflops(512, num_repeats=2)))
     say(f"plan of {run.folder}\n{text}")
     run.log(f"plan\n{text}")
-    for line in (disk_warning(parts.plan, run.folder), *parts.model_config.warnings(parts.plan.sequence_length)):
+    slow = parts.model_config.warnings(parts.plan.sequence_length, parts.plan.precision)
+    for line in (disk_warning(parts.plan, run.folder), compiler_warning(), *slow):
         if line and run.is_main:
             warn(line)
 
@@ -280,6 +294,7 @@ def finish(session: Session, stop: StopSignal) -> None:
         session.evaluate(stop.requested)
     session.save()
     if stop.received is None:
+        session.explain_early_stop()
         session.show_result()
 
 

@@ -95,10 +95,9 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Equal on two machines when the rows of every epoch are."""
+        """Equal on two machines when the training rows of every epoch and the held-out text are."""
         files = self._shards.manifest["files"]
-        checksums = [files[f"train{part}"]["crc32"] for part in (".bin", "_offsets.npy", "_copies.npy")]
-        return "-".join([*checksums, str(self.sequence_length)])
+        return "-".join([*(files[name]["crc32"] for name in sorted(files)), str(self.sequence_length)])
 
     def validation_text(self) -> bytes:
         """The held-out text, its documents one behind the other, UTF-8."""

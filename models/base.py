@@ -36,7 +36,7 @@ class ModelConfig(TypedSection):
         """One line for the plan: which attention runs on this machine, and why; None when there is nothing to say."""
         return None
 
-    def warnings(self, sequence_length: int) -> list[str]:
+    def warnings(self, sequence_length: int, precision: str) -> list[str]:
         """What will be slower than it need be on this machine, one line each."""
         return []
 

@@ -122,10 +122,10 @@ class DecoderConfig(ModelConfig):
         """See `ModelConfig.explain_kernels`."""
         return self.attention.explain(self.attention_dropout)
 
-    def warnings(self, sequence_length: int) -> list[str]:
+    def warnings(self, sequence_length: int, precision: str) -> list[str]:
         """See `ModelConfig.warnings`."""
         device = "cuda" if mx.cuda.is_available() else "metal" if mx.metal.is_available() else "cpu"
-        return flash_warnings(self.head_size, sequence_length, device)
+        return flash_warnings(self.head_size, sequence_length, precision, device)
 
     def to_hf(self) -> dict[str, Any]:
         """`config.json` as mlx-lm and transformers read it. Raises ConfigError while vocab_size is not known."""

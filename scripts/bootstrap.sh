@@ -56,7 +56,8 @@ choose_backend() {
   if [ "$(uname)" = Darwin ]; then
     return
   fi
-  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null | head -n 1) || driver=""
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2> /dev/null) || driver=""
+  driver=${driver%%$'\n'*} # One line for each GPU.
   case "$driver" in
     [0-9]*) ;;
     *) driver=0 ;;

@@ -18,7 +18,7 @@ from core.run import run_folder
 from core.training import average, clip, global_norm, leaves
 from distributed.group import SingleConfig
 from models.weights import save_weights
-from tests.tiny_run import quiet_train, tiny_config
+from tests.tiny_run import quiet_train, tiny_config, write_corpus
 from utils.errors import CheckpointError, ConfigError, DataError
 
 
@@ -172,16 +172,18 @@ def test_averaged_weights_are_numpys_recurrence(trained: Config) -> None:
     expected = {name: np.array(array, np.float64) for name, array in tree_flatten(first.parameters())}
     assert len(checkpoints) == 6
     for checkpoint in checkpoints:
+        updates = checkpoint.state["step"]
+        decay = min(0.7, (1 + updates) / (10 + updates))
         assert checkpoint.ema is not None
         assert checkpoint.ema.keys() == expected.keys()
         for name, raw in checkpoint.model.items():
-            expected[name] = 0.7 * expected[name] + 0.3 * raw
+            expected[name] = decay * expected[name] + (1 - decay) * raw
             np.testing.assert_allclose(checkpoint.ema[name], expected[name], rtol=1e-5, atol=1e-7)
 
 
 def test_an_update_that_is_held_back_does_not_move_the_average() -> None:
     old, new = {"a": mx.array([1.0, 2.0])}, {"a": mx.array([3.0, mx.nan])}
-    np.testing.assert_array_equal(np.array(average(old, new, 0.5, mx.array(False))["a"]), [1.0, 2.0])
+    np.testing.assert_array_equal(np.array(average(old, new, mx.array(0.5), mx.array(False))["a"]), [1.0, 2.0])
 
 
 @pytest.mark.parametrize("largest", [0.5, 5.0, 1e9])
@@ -195,3 +197,25 @@ def test_clipping_is_numpys(largest: float) -> None:
     scale = min(1.0, largest / norm)
     np.testing.assert_allclose(np.array(clipped["a"]), scale * arrays[0], rtol=1e-5)
     np.testing.assert_allclose(np.array(clipped["b"][0]), scale * arrays[1], rtol=1e-5)
+
+
+def test_a_corpus_that_changed_is_refused_on_resume(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, training={"duration": "4 steps"})
+    quiet_train(config)
+    write_corpus(tmp_path / "corpus.jsonl", num_documents=90)
+    with pytest.raises(DataError, match="the corpus has changed"):
+        quiet_train(tiny_config(tmp_path, training={"duration": "8 steps"}), resume=True)
+
+
+def test_an_output_layer_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
+    untied = tiny_config(tmp_path, name="untied", model={"tie_word_embeddings": False})
+    quiet_train(untied)
+    tied = tiny_config(tmp_path, name="tied", init_from=str(run_folder(untied)))
+    with pytest.raises(CheckpointError, match="set model.tie_word_embeddings: false"):
+        quiet_train(tied)
+
+
+def test_patience_without_anything_to_count_is_refused(tmp_path: Path) -> None:
+    for changes in ({"data": {"validation_fraction": 0}}, {"evaluation": {"every": None}}):
+        with pytest.raises(ConfigError, match=r"training\.early_stopping needs held-out text"):
+            quiet_train(tiny_config(tmp_path, training={"early_stopping": 2}, **changes))

@@ -306,3 +306,10 @@ def _paths(values: Any, path: tuple = ()) -> Iterator[tuple]:
     for key in values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ():
         yield (*path, key)
         yield from _paths(values[key], (*path, key))
+
+
+def test_text_is_not_sampled_from_what_cannot_generate(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("objective: {type: denoise}\nevaluation: {samples: {every: 5 steps}}\n")
+    with pytest.raises(ConfigError, match=r"config.yaml:2: evaluation\.samples\.every: must be null: a 'denoise' run"):
+        load(path)

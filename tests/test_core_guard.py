@@ -75,3 +75,10 @@ def test_select_takes_whole_trees_and_lets_no_nan_through() -> None:
     old, new = {"a": [mx.array([1.0, 2.0])]}, {"a": [mx.array([mx.nan, mx.inf])]}
     np.testing.assert_array_equal(np.array(select(mx.array(False), new, old)["a"][0]), [1.0, 2.0])
     np.testing.assert_array_equal(np.array(select(mx.array(True), old, new)["a"][0]), [1.0, 2.0])
+
+
+def test_a_loss_scale_from_another_device_does_not_hide_bad_updates() -> None:
+    guard = initial_guard("float16")
+    for _ in range(3):
+        _, guard = decide(guard, mx.array(False), 2, scales=False)
+    assert guard["skipped"].item() == 3

@@ -81,7 +81,7 @@ def test_resuming_with_what_may_not_change_lists_it(config: Config, tmp_path: Pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training": {"duration": "9 steps", "micro_batch_size": 2, "max_skipped_updates": 3, "early_stopping": 9}},
+        {"training": {"duration": "9 steps", "micro_batch_size": 2, "max_skipped_updates": 3}},
         {"logging": {"every": "3 steps"}, "evaluation": {"every": "2 steps"}, "checkpoint": {"keep_last": 1}},
         {"model": {"attention": {"type": "simple"}}},
     ],

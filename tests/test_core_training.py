@@ -253,7 +253,7 @@ def peak_bytes(folder: Path, num_micro_batches: int, compiled: bool) -> int:
     return mx.get_peak_memory() - before
 
 
-def test_early_stopping(tmp_path: Path) -> None:
+def test_early_stopping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config(
         tmp_path,
         optimizer={"learning_rate": 1e-12, "weight_decay": 0.0},
@@ -261,6 +261,9 @@ def test_early_stopping(tmp_path: Path) -> None:
         evaluation={"every": "2 steps"},
     )
     assert quiet_train(config).step < 50
+    assert "evaluations brought no better loss" in capsys.readouterr().out
+    assert quiet_train(config, resume=True).step < 50
+    assert "stopped early at step" in capsys.readouterr().out
 
 
 def write_yaml(folder: Path, **changes) -> Path:

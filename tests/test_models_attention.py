@@ -156,9 +156,10 @@ def test_flash_refuses_dropout():
 
 
 def test_flash_warnings():
-    assert flash_warnings(64, 1024, "cuda") == []
-    assert flash_warnings(256, 1000, "metal") == flash_warnings(256, 1000, "cpu") == []
-    assert len(flash_warnings(256, 1000, "cuda")) == 2
-    assert "use 896 or 1024" in flash_warnings(64, 1000, "cuda")[0]
-    assert "use 128" in flash_warnings(64, 100, "cuda")[0]
-    assert len(flash_warnings(20, 256, "cuda")) == 1
+    assert flash_warnings(64, 1024, "bfloat16", "cuda") == []
+    assert flash_warnings(256, 1000, "bfloat16", "metal") == flash_warnings(256, 1000, "bfloat16", "cpu") == []
+    assert len(flash_warnings(256, 1000, "bfloat16", "cuda")) == 2
+    assert "use 896 or 1024" in flash_warnings(64, 1000, "bfloat16", "cuda")[0]
+    assert "use 128" in flash_warnings(64, 100, "bfloat16", "cuda")[0]
+    assert len(flash_warnings(20, 256, "bfloat16", "cuda")) == 1
+    assert "use bfloat16" in flash_warnings(64, 1024, "float32", "cuda")[0]

@@ -6,9 +6,9 @@ import pytest
 from utils import memory
 
 
-def test_the_limit_is_a_quarter_of_the_memory_and_in_force() -> None:
+def test_the_limit_is_half_of_the_memory_and_in_force() -> None:
     limit = memory.set_cache_limit()
-    assert limit == memory.memory_bytes() // 4
+    assert limit == memory.memory_bytes() // 2
     assert mx.set_cache_limit(limit) == limit
 
 

@@ -20,7 +20,7 @@ def choose(dropout: float) -> tuple[Attend, str]:
         return attend, "simple (auto): only simple attention can drop attention weights"
     if mx.default_device().type == mx.DeviceType.cpu and platform.system() != "Darwin":
         return block_attention.attend, "simple in causal blocks (auto): MLX has no fused kernel on this CPU"
-    return flash_attention.attend, "flash (auto): the fused kernel"
+    return flash_attention.attend, "flash (auto): the kernel that MLX fuses where the device can"
 
 
 class AutoAttentionConfig(AttentionConfig):

@@ -24,11 +24,13 @@ def attend(q_BHLK: mx.array, k_BGSK: mx.array, v_BGSK: mx.array, mask: Mask, sca
     return mx.fast.scaled_dot_product_attention(q_BHLK, k_BGSK, v_BGSK, scale=scale, mask=kernel_mask)
 
 
-def flash_warnings(head_dim: int, sequence_length: int, device: str) -> list[str]:
+def flash_warnings(head_dim: int, sequence_length: int, precision: str, device: str) -> list[str]:
     """Why the fused kernel will not run for training on `device` ("cuda", "metal" or "cpu"), one line each."""
     if device != "cuda":
         return []
     problems = []
+    if precision == "float32":
+        problems.append("float32 has no fused attention on CUDA, training will be slower: use bfloat16")
     if head_dim > CUDA_HEAD_DIM or head_dim % 8:
         problems.append(
             f"head_dim {head_dim} has no fused attention on CUDA, training will be slower: "
