@@ -208,5 +208,5 @@ class TestTheRulesThemselves:
         assert find_duplicates(texts) == [["a", "b"]]
 
     def test_machine_paths(self) -> None:
-        text = "cd /home/ann/x\n'/Users/bob'\nsee core/work/x\nhttps://a.b/home/x\n~/root/x"
+        text = "cd /home/ann/x\n'/Users/bob'\nsee core/opt/x\nhttps://a.b/home/x\n~/root/x"
         assert find_machine_paths(text) == [1, 2]
