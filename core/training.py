@@ -339,7 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return dry_run(config)
     overwrite = options.overwrite or (loaded.overwrite and not options.resume)
     result = train(config, resume=options.resume, overwrite=overwrite)
-    if result.exit_code == 0 and result.is_main:
+    if result.exit_code and result.is_main:
+        print(f"stopped at step {result.step} and saved; --resume goes on from there")
+    elif result.is_main:
         print(next_commands(result.folder, can_generate=config.objective.cannot_generate is None))
     return result.exit_code
 

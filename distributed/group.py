@@ -113,9 +113,7 @@ class DataParallelConfig(DistributedConfig):
                 f"start the processes with `{LAUNCH}`, or set distributed.type to single"
             )
         if not mx.distributed.is_available("ring"):
-            raise BackendError(
-                "this build of MLX has no ring backend, which distributed.type data_parallel needs"
-            )
+            raise BackendError("this build of MLX has no ring backend, which distributed.type data_parallel needs")
         message = (
             f"rank {rank} waited {self.timeout_seconds:g} s for the others: start one process for each host "
             f"in {os.environ['MLX_HOSTFILE']}, or raise distributed.timeout_seconds"

@@ -149,9 +149,7 @@ class Optimizer(mlx.optimizers.Optimizer):
         shapes = {name: array.shape for name, array in dict(tree_flatten(parameters)).items()}
         check_cover(self.groups, shapes)
         moments = {name: group.start(shapes[name]) for group in self.groups for name in group.decay}
-        self._state.update(
-            step=mx.array(0, mx.uint64), schedule=mx.array(1.0, mx.float32), parameters=moments
-        )
+        self._state.update(step=mx.array(0, mx.uint64), schedule=mx.array(1.0, mx.float32), parameters=moments)
         self._initialized = True
         mx.eval(self._state)
 
@@ -175,9 +173,7 @@ class Optimizer(mlx.optimizers.Optimizer):
         moments = self._state["parameters"]
         if gradient_of.keys() != moments.keys():
             odd = sorted(gradient_of.keys() ^ moments.keys())
-            raise ValueError(
-                f"gradients and optimizer differ in {len(odd)} parameters: {', '.join(odd[:LISTED])}"
-            )
+            raise ValueError(f"gradients and optimizer differ in {len(odd)} parameters: {', '.join(odd[:LISTED])}")
         self._state["step"] = self._state["step"] + 1
         new: Arrays = {}
         for group in self.groups:
@@ -238,9 +234,7 @@ def check_cover(groups: Iterable[Group], shapes: Shapes) -> None:
             else:
                 problems.append(f"optimizer group '{group.name}' names a parameter that is not there: {name}")
     problems += [f"no optimizer group matches the parameter {name}" for name, of in owners.items() if not of]
-    problems += [
-        f"{name} is in {len(of)} groups: {', '.join(of)}" for name, of in owners.items() if len(of) > 1
-    ]
+    problems += [f"{name} is in {len(of)} groups: {', '.join(of)}" for name, of in owners.items() if len(of) > 1]
     if problems:
         raise ConfigError(*shortened(problems))
 

@@ -18,9 +18,7 @@ from optimizers.base import Arrays, Group, OptimizerConfig, Shapes, Update, Upda
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def sgd_step(
-    gradient: mx.array, velocity: mx.array, momentum: float, nesterov: bool
-) -> tuple[mx.array, mx.array]:
+def sgd_step(gradient: mx.array, velocity: mx.array, momentum: float, nesterov: bool) -> tuple[mx.array, mx.array]:
     """Direction and new velocity: v = momentum * v + g; the step is v, or g + momentum * v (Nesterov).
 
     Sutskever et al. 2013, in PyTorch's form (no dampening). All arrays have the shape of the parameter.
@@ -95,13 +93,9 @@ def decayed(update: Update, name: str, rate: mx.array) -> mx.array:
     return update.parameters[name] * (1 - rate * decay) if decay else update.parameters[name]
 
 
-def adamw_group(
-    learning_rate: float, decay: dict[str, float], betas: tuple[float, float], eps: float
-) -> Group:
+def adamw_group(learning_rate: float, decay: dict[str, float], betas: tuple[float, float], eps: float) -> Group:
     """AdamW on the parameters of `decay`; also what Muon leaves over."""
-    return Group(
-        "adamw", learning_rate, decay, zeros("first", "second"), partial(adamw, betas=betas, eps=eps)
-    )
+    return Group("adamw", learning_rate, decay, zeros("first", "second"), partial(adamw, betas=betas, eps=eps))
 
 
 class SGDConfig(OptimizerConfig):

@@ -95,15 +95,12 @@ def adamw_rate_like(learning_rate: float, shapes: Shapes, update_scale: UpdateSc
     Under `rms` that is the learning rate itself; under `original` it is 5 / sqrt(columns) of it.
     """
     shares = (
-        scale_of(rows, columns, update_scale) / scale_of(rows, columns, "rms")
-        for rows, columns in shapes.values()
+        scale_of(rows, columns, update_scale) / scale_of(rows, columns, "rms") for rows, columns in shapes.values()
     )
     return learning_rate * min(shares)
 
 
-def muon(
-    update: Update, momentum: float, nesterov: bool, num_steps: int, update_scale: UpdateScale
-) -> Updated:
+def muon(update: Update, momentum: float, nesterov: bool, num_steps: int, update_scale: UpdateScale) -> Updated:
     """m = momentum * m + (1 - momentum) * g; w = w * (1 - rate * decay) - rate * scale * orthogonal(step).
 
     The step is m, or momentum * m + (1 - momentum) * g with Nesterov.
@@ -182,9 +179,7 @@ class MuonConfig(OptimizerConfig):
         """Names and shapes of what Muon updates. Raises ConfigError when that is nothing."""
         check_globs("matrices", [glob for glob in self.matrices if glob not in LAYERS], shapes)
         found = {
-            name: tuple(shape)
-            for name, shape in shapes.items()
-            if len(shape) == 2 and matches(name, self.matrices)
+            name: tuple(shape) for name, shape in shapes.items() if len(shape) == 2 and matches(name, self.matrices)
         }
         if not found:
             near = ", ".join(nearest_names(self.matrices[0] if self.matrices else "*", shapes))

@@ -168,8 +168,8 @@ def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 def test_time_is_work_over_speed(tmp_path: Path) -> None:
     plan = plan_of(tiny_config(tmp_path))
     assert plan.total_flops == plan.flops_per_token * 20 * 8 * 32
-    np.testing.assert_allclose(estimate_seconds(plan, gflops=100.0), plan.total_flops / 25e9)
-    np.testing.assert_allclose(estimate_seconds(plan._replace(world_size=2), 100.0), plan.total_flops / 50e9)
+    np.testing.assert_allclose(estimate_seconds(plan, gflops=100.0), plan.total_flops / 50e9)
+    np.testing.assert_allclose(estimate_seconds(plan._replace(world_size=2), 100.0), plan.total_flops / 100e9)
     assert ("time", "about 1 second, a rough estimate") in rows(plan, tmp_path, gflops=100.0)
     assert "time" not in dict(rows(plan, tmp_path))
 
