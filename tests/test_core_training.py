@@ -28,6 +28,7 @@ from core.training import MAX_STEPS_IN_FLIGHT, make_step, noise_seed, to_micro_b
 from data.batch import Batch
 from distributed.group import SingleConfig
 from tests.tiny_run import (
+    TINY_QWEN3,
     assert_same_run,
     interrupt_after,
     last_checkpoint,
@@ -58,16 +59,7 @@ VARIANTS = {
     "denoise": {"objective": {"type": "denoise"}, "model": {"tie_word_embeddings": False}},
     "lion, qwen3": {
         "optimizer": {"type": "lion", "learning_rate": 1e-3},
-        "model": {
-            "type": "qwen3",
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 64,
-        },
+        "model": TINY_QWEN3,
     },
     "compiled": {"training": {"compile": True, "micro_batch_size": 4}},
 }

@@ -15,21 +15,12 @@ import numpy as np
 import pytest
 
 from core.run import run_folder
-from tests.tiny_run import losses, metric_rows, quiet_train, tiny_config
+from tests.tiny_run import TINY_QWEN3, losses, metric_rows, quiet_train, tiny_config
 
 FOLDER = Path(__file__).parent / "golden"
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"type": "llama"},
-    "qwen3": {
-        "type": "qwen3",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 64,
-    },
+    "qwen3": TINY_QWEN3,
 }
 CASES = [(model, objective, "adamw") for model in MODELS for objective in ("causal", "denoise")]
 CASES += [("llama", "causal", optimizer) for optimizer in ("muon", "lion", "sgd")]

@@ -20,6 +20,17 @@ from core.training import Result, train
 
 WORDS = ("the", "red", "blue", "small", "old", "dog", "cat", "tree", "house", "runs", "sees", "finds", "under", "and")
 
+TINY_QWEN3: dict[str, Any] = {
+    "type": "qwen3",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
+
 
 def write_corpus(path: Path, num_documents: int = 80, seed: int = 0) -> Path:
     """JSON lines of made-up sentences, lengths between a word and a few hundred."""
