@@ -218,9 +218,9 @@ def disk_warning(plan: Plan, out_dir: Path) -> str | None:
     )
 
 
-def compiler_warning() -> str | None:
+def compiler_warning(compiles: bool) -> str | None:
     """A line when MLX cannot compile for this CPU: it then runs every operation by itself."""
-    if mx.default_device().type != mx.DeviceType.cpu or shutil.which("g++"):
+    if not compiles or mx.default_device().type != mx.DeviceType.cpu or shutil.which("g++"):
         return None
     return (
         "no C++ compiler (g++) found, so training runs uncompiled and slower: install one, for example apt install g++"

@@ -174,7 +174,7 @@ def train(
         with together(group):
             run.start(config, overwrite=overwrite)
             progress = continue_from(run, parts, checkpoint, say)
-            announce(parts, run, say)
+            announce(parts, run, config, say)
             show = TrainingProgress(parts.plan.total_steps, progress.step, enabled=group.is_main)
             session = Session(config, parts, run, progress, show)
         with group.reporting_loss():
@@ -209,13 +209,13 @@ def continue_from(run: Run, parts: Parts, checkpoint: Path | None, say: Callable
     return progress if progress.step else Progress()
 
 
-def announce(parts: Parts, run: Run, say: Callable[[str], None]) -> None:
+def announce(parts: Parts, run: Run, config: Config, say: Callable[[str], None]) -> None:
     """Print and log the plan, and warn when the disk is too small for it."""
     text = show_rows(rows(parts.plan, run.folder, parts.dataset.summary(), matmul_gflops(512, num_repeats=2)))
     say(f"plan of {run.folder}\n{text}")
     run.log(f"plan\n{text}")
     slow = parts.model_config.warnings(parts.plan.sequence_length, parts.plan.precision)
-    for line in (disk_warning(parts.plan, run.folder), compiler_warning(), *slow):
+    for line in (disk_warning(parts.plan, run.folder), compiler_warning(config.training.compile), *slow):
         if line and run.is_main:
             warn(line)
 

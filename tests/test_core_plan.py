@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from core.checkpoint import list_checkpoints, read_checkpoint
 from core.config import Config
 from core.plan import (
     Plan,
+    compiler_warning,
     disk_warning,
     due,
     estimate_seconds,
@@ -198,3 +200,12 @@ def test_bytes_for_people(count: float, text: str) -> None:
 )  # fmt: skip
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_a_missing_compiler_is_told_only_to_who_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "apt install g++" in str(compiler_warning(compiles=True))
+    assert compiler_warning(compiles=False) is None
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++")
+    assert compiler_warning(compiles=True) is None

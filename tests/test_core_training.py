@@ -34,6 +34,7 @@ from tests.tiny_run import (
     last_checkpoint,
     losses,
     metric_rows,
+    needs_compiler,
     quiet_train,
     tiny_config,
     tiny_values,
@@ -126,6 +127,7 @@ def mlx_lm_losses(config: Config, num_steps: int) -> list[float]:
     return found
 
 
+@needs_compiler
 def test_the_step_is_traced_once_in_a_run(tmp_path: Path) -> None:
     """Whatever goes on between the steps: evaluations with averaged weights, samples, saves. Once more on resume."""
     config = tiny_config(

@@ -20,7 +20,7 @@ from core.checkpoint import TEMPORARY, list_checkpoints
 from core.evaluation import Evaluator
 from core.run import run_folder
 from tests.processes import TRAIN, finish, num_lines, run, start, wait_until, write_yaml
-from tests.tiny_run import assert_same_run, quiet_train, tiny_config, write_corpus
+from tests.tiny_run import assert_same_run, needs_compiler, quiet_train, tiny_config, write_corpus
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 SLOW_SAVES = """
@@ -90,6 +90,7 @@ def test_while_the_corpus_is_read(tmp_path: Path, number: int, code: int) -> Non
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
+@needs_compiler
 @pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="only for CPUs does MLX start a compiler")
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_while_the_first_step_is_compiled(folder: Path, tmp_path: Path, number: int, code: int) -> None:

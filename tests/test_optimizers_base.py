@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from optimizers import OPTIMIZERS
 from optimizers.base import Group, Optimizer, OptimizerConfig, check_globs, zeros
+from tests.tiny_run import needs_compiler
 from utils.errors import CheckpointError, ConfigError
 from utils.registry import look_up
 
@@ -87,6 +88,7 @@ def batch(step: int) -> tuple[mx.array, mx.array]:
     return tokens, (tokens * 5 + 1) % 12
 
 
+@needs_compiler
 @every_row
 def test_compiled_equals_eager_and_traces_once(row: str) -> None:
     results = []

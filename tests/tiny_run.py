@@ -15,6 +15,7 @@ import pytest
 
 from core.checkpoint import Restored, list_checkpoints, read_checkpoint
 from core.config import Config, build_section
+from core.plan import compiler_warning
 from core.session import Session
 from core.training import Result, train
 
@@ -30,6 +31,10 @@ TINY_QWEN3: dict[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 64,
 }
+
+needs_compiler = pytest.mark.skipif(
+    compiler_warning(compiles=True) is not None, reason="MLX compiles for a CPU with g++, which is not installed"
+)
 
 
 def write_corpus(path: Path, num_documents: int = 80, seed: int = 0) -> Path:
