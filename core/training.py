@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overwrite = options.overwrite or (loaded.overwrite and not options.resume)
     result = train(config, resume=options.resume, overwrite=overwrite)
     if result.exit_code and result.is_main:
-        print(f"stopped at step {result.step} and saved; --resume goes on from there")
+        print(f"stopped after step {result.step}; --resume goes on from the last checkpoint")
     elif result.is_main:
         print(next_commands(result.folder, can_generate=config.objective.cannot_generate is None))
     return result.exit_code

@@ -10,16 +10,8 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from core.checkpoint import Snapshot, write_checkpoint
 from core.config import Config, build_section, to_yaml
 from data.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Tokenizer
+from tests.tiny_run import TINY_LLAMA
 
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 WORDS = "the cat sat on the mat and the dog lay by the door while rain fell on \u00e9t\u00e9 and \u20ac and \U0001f600 "
 
 
@@ -41,8 +33,8 @@ def lively(model: Any, seed: int = 0, spread: float = 0.3) -> Any:
 
 
 def small_config(model: dict[str, Any] | None = None, **sections: Any) -> Config:
-    """A config whose model is TINY with `model`'s changes."""
-    values = {"name": "small", "model": {"type": "llama", **TINY, **(model or {})}, **sections}
+    """A config whose model is TINY_LLAMA with `model`'s changes."""
+    values = {"name": "small", "model": {"type": "llama", **TINY_LLAMA, **(model or {})}, **sections}
     data = {"type": "text", "sources": [{"type": "stdlib"}], "sequence_length": 32}
     return build_section(Config, {"data": data, **values})
 

@@ -14,7 +14,8 @@ from core.objectives.denoise import DenoiseConfig, masked_count, masked_probabil
 from data.batch import Batch
 from models.attention.mask import Mask
 from models.llama import LlamaConfig
-from tests.small_runs import TINY, lively
+from tests.small_runs import lively
+from tests.tiny_run import TINY_LLAMA
 
 VOCABULARY = 3
 
@@ -73,7 +74,7 @@ def test_a_uniform_prediction_scores_exactly_ln_v() -> None:
 
 def test_a_fresh_model_with_its_own_output_layer_starts_at_ln_v() -> None:
     num_tokens = 300
-    config = LlamaConfig(**{**TINY, "tie_word_embeddings": False}, vocab_size=num_tokens + 1)
+    config = LlamaConfig(**{**TINY_LLAMA, "tie_word_embeddings": False}, vocab_size=num_tokens + 1)
     objective = DenoiseConfig().build(num_tokens)
     loss = objective.evaluate(config.build(seed=3), random_batch(8, 16, num_tokens))
     np.testing.assert_allclose(number(loss.total) / number(loss.weight), math.log(num_tokens), rtol=1e-6)
@@ -189,7 +190,7 @@ def test_padding_contributes_nothing() -> None:
 
 def test_what_is_right_of_a_masked_token_counts_and_the_token_itself_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     num_tokens = 20
-    config = LlamaConfig(**TINY, vocab_size=num_tokens + 1)
+    config = LlamaConfig(**TINY_LLAMA, vocab_size=num_tokens + 1)
     model = lively(config.build(seed=0))
     objective = DenoiseConfig().build(num_tokens)
     seen = []

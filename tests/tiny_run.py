@@ -21,15 +21,19 @@ from core.training import Result, train
 
 WORDS = ("the", "red", "blue", "small", "old", "dog", "cat", "tree", "house", "runs", "sees", "finds", "under", "and")
 
-TINY_QWEN3: dict[str, Any] = {
-    "type": "qwen3",
+TINY_LLAMA: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
     "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+TINY_QWEN3 = {name: value for name, value in TINY_LLAMA.items() if name != "tie_word_embeddings"} | {
+    "type": "qwen3",
+    "head_dim": 16,
 }
 
 needs_compiler = pytest.mark.skipif(
@@ -55,16 +59,7 @@ def tiny_values(folder: Path) -> dict[str, Any]:
     return {
         "name": "tiny",
         "out_dir": str(folder / "runs"),
-        "model": {
-            "type": "llama",
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-            "tie_word_embeddings": True,
-        },
+        "model": {"type": "llama", **TINY_LLAMA},
         "optimizer": {"type": "adamw", "learning_rate": 1e-2},
         "schedule": {"type": "cosine", "warmup": "2 steps"},
         "data": {
