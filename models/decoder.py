@@ -1,7 +1,7 @@
 """The one decoder behind llama and qwen3: pre-norm blocks of grouped-query attention with rotary positions and SwiGLU.
 
 Attributes are named so that the parameter tree is that of a Hugging Face checkpoint. Dropout runs only in train mode
-and draws from `mx.random`. Switches are fields of `DecoderConfig`; a new one is used here.
+and draws its keys in models/noise.py. Switches are fields of `DecoderConfig`; a new one is used here.
 Legend: B rows, L positions, S keys, D hidden size, H query heads, G key/value heads, K head size, V vocabulary.
 """
 
@@ -12,7 +12,9 @@ import mlx.nn as nn
 
 from models.attention.mask import Mask
 from models.cache import KVCache
+from models.checkpointing import recomputed
 from models.layers import Embedding, Linear, RMSNorm, Rotary, swiglu
+from models.noise import drop
 
 if TYPE_CHECKING:
     from models.decoder_config import DecoderConfig
@@ -83,11 +85,12 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = config.residual_dropout
 
     def __call__(self, x_BLD: mx.array, mask: Mask, cache: KVCache | None) -> mx.array:
-        x_BLD = x_BLD + self.dropout(self.self_attn(self.input_layernorm(x_BLD), mask, cache))
-        return x_BLD + self.dropout(self.mlp(self.post_attention_layernorm(x_BLD)))
+        probability = self.dropout if self.training else 0.0
+        x_BLD = x_BLD + drop(self.self_attn(self.input_layernorm(x_BLD), mask, cache), probability)
+        return x_BLD + drop(self.mlp(self.post_attention_layernorm(x_BLD)), probability)
 
 
 class Backbone(nn.Module):
@@ -98,12 +101,16 @@ class Backbone(nn.Module):
         self.embed_tokens = Embedding(vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = config.embedding_dropout
+        self.recompute_every = 0
 
     def __call__(self, tokens_BL: mx.array, mask: Mask, cache: Cache | None) -> mx.array:
-        x_BLD = self.dropout(self.embed_tokens(tokens_BL))
+        x_BLD = drop(self.embed_tokens(tokens_BL), self.dropout if self.training else 0.0)
         for i, layer in enumerate(self.layers):
-            x_BLD = layer(x_BLD, mask, None if cache is None else cache[i])
+            if self.training and self.recompute_every and i % self.recompute_every == 0:
+                x_BLD = recomputed(layer, x_BLD, mask, None)
+            else:
+                x_BLD = layer(x_BLD, mask, None if cache is None else cache[i])
         return self.norm(x_BLD)
 
 
@@ -115,6 +122,9 @@ class Decoder(nn.Module):
         self.model = Backbone(config, vocab_size)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, vocab_size, bias=False)
+        self.logit_soft_cap = config.final_logit_softcapping
+        self.needs_segments = config.attention.needs_segments
+        self.num_lookahead = config.attention.num_lookahead
 
     def __call__(self, tokens_BL: mx.array, mask: Mask, cache: Cache | None = None) -> mx.array:
         """Logits [B, L, V] of integer tokens [B, L]; with a cache the tokens follow those it holds."""
@@ -126,7 +136,18 @@ class Decoder(nn.Module):
 
     def head(self, hidden_BLD: mx.array) -> mx.array:
         """Logits of hidden states."""
-        return self.lm_head(hidden_BLD) if "lm_head" in self else self.model.embed_tokens.as_linear(hidden_BLD)
+        logits_BLV = hidden_BLD @ self.head_weight.T
+        cap = self.logit_soft_cap
+        return logits_BLV if cap is None else cap * mx.tanh(logits_BLV / cap)
+
+    @property
+    def head_weight(self) -> mx.array:
+        """The output layer [V, D], for a loss that multiplies by it itself: its own, or the embedding when tied."""
+        return self.lm_head.weight if "lm_head" in self else self.model.embed_tokens.weight
+
+    def recompute(self, every: int) -> None:
+        """Activation checkpointing of every `every`-th block in training; 0: of none."""
+        self.model.recompute_every = every
 
     def make_cache(self) -> Cache:
         """An empty cache for each layer."""

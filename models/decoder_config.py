@@ -61,6 +61,8 @@ class DecoderConfig(ModelConfig):
     """Biases in the feed-forward layer."""
     tie_word_embeddings: bool = True
     """The output layer is the embedding."""
+    final_logit_softcapping: float | None = Field(default=None, gt=0)
+    """c: logits become c * tanh(logits / c), so that none is beyond c (Gemma 2); null: they stay as they are."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
     residual_dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from models import noise
 from models.attention import ATTENTION, auto_attention, block_attention, flash_attention, simple_attention
 from models.attention.flash_attention import FlashAttentionConfig, flash_warnings
 from models.attention.mask import Mask
@@ -95,7 +96,7 @@ def test_dropout_keeps_the_mean_and_follows_the_seed():
     mx.random.seed(3)
     assert mx.array_equal(first, attend(q, k, v, Mask(), 0.3))
     assert not mx.array_equal(first, attend(q, k, v, Mask(), 0.3))
-    weights = simple_attention.drop(mx.ones((400, 400)), 0.3)
+    weights = noise.drop(mx.ones((400, 400)), 0.3)
     assert abs(weights.mean().item() - 1) < 0.01
     assert set(np.unique(np.array(weights)).round(5)) == {0.0, np.float32(1 / 0.7).round(5)}
 

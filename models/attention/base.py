@@ -20,6 +20,16 @@ Attend = Callable[[mx.array, mx.array, mx.array, Mask, float], mx.array]
 class AttentionConfig(TypedSection):
     """How attention is computed. It changes speed and memory, never the result."""
 
+    @property
+    def needs_segments(self) -> bool:
+        """Whether it reads the segments of packed documents, which the objective then puts into the mask."""
+        return False
+
+    @property
+    def num_lookahead(self) -> int:
+        """Positions at the beginning of a row that see later ones: a causal objective must not score those."""
+        return 0
+
     def check(self, model_config: Any) -> None:
         """Raise ValueError when this backend cannot do what the model asks for. Reads `attention_dropout`."""
 

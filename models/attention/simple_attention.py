@@ -12,6 +12,7 @@ import mlx.core as mx
 from models.attention.base import Attend, AttentionConfig
 from models.attention.mask import Mask
 from models.elementary import softmax
+from models.noise import drop
 
 
 def attend(
@@ -27,16 +28,8 @@ def attend(
     if allowed is not None:
         scores = mx.where(allowed, scores, -mx.inf)
     weights = softmax(scores)
-    if dropout > 0:
-        weights = drop(weights, dropout)
-    out = weights.reshape(B, G, H // G * L, S) @ v_BGSK.astype(mx.float32)
+    out = drop(weights, dropout).reshape(B, G, H // G * L, S) @ v_BGSK.astype(mx.float32)
     return out.reshape(B, H, L, K).astype(q_BHLK.dtype)
-
-
-def drop(weights: mx.array, probability: float) -> mx.array:
-    """Zero each weight with the given probability and scale the rest so that the mean stays."""
-    kept = mx.random.bernoulli(1 - probability, weights.shape)
-    return mx.where(kept, weights * (1 / (1 - probability)), 0.0)
 
 
 class SimpleAttentionConfig(AttentionConfig):
