@@ -43,7 +43,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps)
         self.rotary = Rotary(self.head_size, config.rope_theta, config.rope_traditional, config.rope_scaling)
         self.attend = config.attention.build()
-        self.attend_in_training = config.attention.build(config.attention_dropout)
+        self.attend_in_training = config.attention.build(config.attention_dropout, training=True)
 
     def __call__(self, x_BLD: mx.array, mask: Mask, cache: KVCache | None) -> mx.array:
         B, L, _ = x_BLD.shape

@@ -29,7 +29,7 @@ class AutoAttentionConfig(AttentionConfig):
     type: str = "auto"
     """The row of the table."""
 
-    def build(self, dropout: float = 0.0) -> Attend:
+    def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
         return choose(dropout)[0]
 
     def explain(self, dropout: float = 0.0) -> str:

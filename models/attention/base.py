@@ -33,8 +33,11 @@ class AttentionConfig(TypedSection):
     def check(self, model_config: Any) -> None:
         """Raise ValueError when this backend cannot do what the model asks for. Reads `attention_dropout`."""
 
-    def build(self, dropout: float = 0.0) -> Attend:
-        """The function; `dropout` is the probability of dropping an attention weight (0 in evaluation)."""
+    def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
+        """The function; `dropout` is the probability of dropping an attention weight (0 in evaluation).
+
+        `training`: gradients are wanted, so what counts is the backward pass. Either function has both.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define build")
 
     def explain(self, dropout: float = 0.0) -> str:

@@ -59,7 +59,7 @@ class FlashAttentionConfig(AttentionConfig):
                 "use type 'auto' or 'simple', or attention_dropout 0"
             )
 
-    def build(self, dropout: float = 0.0) -> Attend:
+    def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
         assert dropout == 0, dropout
         return attend
 

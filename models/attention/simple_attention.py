@@ -38,7 +38,7 @@ class SimpleAttentionConfig(AttentionConfig):
     type: str = "simple"
     """The row of the table."""
 
-    def build(self, dropout: float = 0.0) -> Attend:
+    def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
         return partial(attend, dropout=dropout)
 
     def explain(self, dropout: float = 0.0) -> str:
