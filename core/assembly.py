@@ -91,6 +91,7 @@ def build_parts(
     dataset = build_dataset(config, group, tokenizer, say)
     model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
     model = model_config.build(seed=config.seed)
+    set_recomputation(model, config)
     if source is not None:
         initialise_from(source, model, model_config)
         say(f"weights from {source}")
@@ -110,6 +111,20 @@ def build_parts(
     fit_threads(plan.flops_per_token * plan.micro_batch_size * plan.sequence_length)
     ema = copy_tree(model.trainable_parameters()) if config.training.weight_ema else None
     return Parts(dataset, model_config, model, objective, optimizer, initial_guard(precision), ema, plan)
+
+
+def set_recomputation(model: nn.Module, config: Config) -> None:
+    """Activation checkpointing as the config asks. Raises ConfigError when a model of one's own has none."""
+    every = config.training.recompute_every
+    recompute: Callable[[int], None] | None = getattr(model, "recompute", None)
+    if recompute is not None:
+        recompute(every)
+    elif every:
+        asked, kind = config.training.activation_checkpointing, config.model.type
+        raise ConfigError(
+            f"training.activation_checkpointing is '{asked}', and model type '{kind}' has no `recompute(every)`: "
+            "set it to none, or add the method (models/decoder.py shows how)"
+        )
 
 
 def refuse_blind_patience(config: Config, dataset: Any) -> None:

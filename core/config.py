@@ -74,19 +74,22 @@ class Config(Section):
         return self.training.batch_size or DEFAULT_BATCH_SIZE
 
     @property
-    def micro_batch_size(self) -> int:
-        """Sequences computed at once by the only rank there is."""
-        return self.micro_batch_size_of(1)
+    def given_micro_batch_size(self) -> int | None:
+        """`training.micro_batch_size` when it is a number."""
+        given = self.training.micro_batch_size
+        return given if isinstance(given, int) else None
 
     def micro_batch_size_of(self, world_size: int) -> int:
-        """Sequences each of `world_size` ranks computes at once. Raises ConfigError when the batch does not divide."""
-        rows_per_rank = self.rows_per_batch // world_size
-        micro = self.training.micro_batch_size or rows_per_rank
+        """Sequences each of `world_size` ranks computes at once; with `auto` the most it may be.
+
+        Raises:
+            ConfigError: the batch does not divide.
+        """
+        rows_per_rank, given = self.rows_per_batch // world_size, self.given_micro_batch_size
+        micro = given or rows_per_rank
         if self.rows_per_batch % world_size or rows_per_rank % micro:
-            step = (self.training.micro_batch_size or 1) * world_size
-            parts = f"over {world_size} ranks" + (
-                f" in micro-batches of {micro}" if self.training.micro_batch_size else ""
-            )
+            step = (given or 1) * world_size
+            parts = f"over {world_size} ranks" + (f" in micro-batches of {micro}" if given else "")
             near = _nearest_multiples(self.rows_per_batch, step)
             raise ConfigError(f"training.batch_size: {self.rows_per_batch} sequences cannot be shared {parts}; {near}")
         return micro
@@ -130,9 +133,10 @@ def _batch_misfit(config: Config) -> tuple[str, str] | None:
             "training.batch_tokens",
             f"{training.batch_tokens} is no multiple of the sequence length {length}; {near}",
         )
-    if training.micro_batch_size is not None and config.rows_per_batch % training.micro_batch_size:
+    micro = config.given_micro_batch_size
+    if micro is not None and config.rows_per_batch % micro:
         key = "batch_size" if training.batch_tokens is None else "batch_tokens"
-        rows, micro = config.rows_per_batch, training.micro_batch_size
+        rows = config.rows_per_batch
         part = f"{rows} sequences cannot be cut into micro-batches of {micro}"
         return f"training.{key}", f"{part}; {_nearest_multiples(rows, micro)}"
     return None

@@ -161,7 +161,7 @@ def evaluate_run(arguments: argparse.Namespace) -> tuple[Evaluation, bytes]:
         warn("the corpus has changed since the run: this held-out text is another one, and training may have seen it")
     objective = config.objective.build(loaded.tokenizer.vocab_size)
     evaluator = Evaluator(loaded.model, objective, resolve_precision(config.training.precision))
-    batch_size = arguments.batch_size or config.evaluation.batch_size or config.micro_batch_size
+    batch_size = arguments.batch_size or config.evaluation.batch_size or config.micro_batch_size_of(1)
     evaluation = evaluator.run(dataset.validation_batches(batch_size), dataset.validation_bytes)
     assert evaluation is not None
     return evaluation, dataset.validation_text()

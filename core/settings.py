@@ -4,9 +4,10 @@ They stand together, apart from the loop, because the config module reads them a
 To add a setting: it needs two users or a measured difference (otherwise name the place in the code to edit).
 """
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from utils.schema import Section
 from utils.units import Duration
@@ -21,8 +22,14 @@ class TrainingConfig(Section):
     """Sequences of one optimizer update, over all ranks. 32 when `batch_tokens` is not given either."""
     batch_tokens: int | None = Field(default=None, gt=0)
     """The same in tokens; a multiple of the sequence length."""
-    micro_batch_size: int | None = Field(default=None, gt=0)
-    """Sequences one rank computes at once; None: the whole batch. The accumulation count is derived."""
+    micro_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
+    """Sequences one rank computes at once; None: the whole batch; auto: as many as fit into memory. The accumulation
+    count is derived."""
+    activation_checkpointing: str = "none"
+    """`none`, `all`, or `every 2`: recompute every second block in the backward pass instead of keeping it. At most a
+    third more time, a fraction of the memory; the same numbers."""
+    memory_limit: int | None = Field(default=None, gt=0)
+    """Bytes the run may take, for example 24G; null: the device's own limit. A run that would need more is refused."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
     """Largest global L2 norm of the gradient; null: no clipping."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -35,6 +42,20 @@ class TrainingConfig(Section):
     """Stop after so many evaluations without a better validation loss; null: never."""
     compile: bool = True
     """Compile the step with `mx.compile`; on CPU it needs a C++ compiler."""
+
+    @property
+    def recompute_every(self) -> int:
+        """n of `every n`; 1 for all, 0 for none."""
+        words = {"none": 0, "all": 1}
+        text = self.activation_checkpointing
+        return words[text] if text in words else int(text.split()[1])
+
+    @field_validator("activation_checkpointing")
+    @classmethod
+    def _is_none_all_or_every(cls, text: str) -> str:
+        if text not in ("none", "all") and not re.fullmatch(r"every [1-9]\d*", text):
+            raise ValueError(f"expected none, all or every N (for example 'every 2'), got '{text}'")
+        return text
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> "TrainingConfig":

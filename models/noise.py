@@ -32,7 +32,7 @@ def drawn_from(key: mx.array) -> Iterator[None]:
 
 
 def drop(x: mx.array, probability: float) -> mx.array:
-    """Zero each value with the given probability and scale the rest, so that the mean stays (Srivastava et al. 2014)."""
+    """Zero each value with the given probability and scale the rest to keep the mean (Srivastava et al. 2014)."""
     if probability == 0:
         return x
     kept = mx.random.bernoulli(1 - probability, x.shape, key=next_key())

@@ -36,7 +36,7 @@ def test_its_model_can_be_counted_and_its_batch_shared(path: Path) -> None:
     model = model_of(config)
     assert model.num_params() > 0
     assert model.flops_per_token(config.data.sequence_length) > 0
-    assert config.rows_per_batch % config.micro_batch_size == 0
+    assert config.rows_per_batch % config.micro_batch_size_of(1) == 0
 
 
 def test_the_manual_is_the_defaults_and_leaves_none_out() -> None:

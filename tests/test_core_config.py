@@ -205,7 +205,7 @@ def test_names_that_are_not(write, name: str) -> None:
 
 def test_batch_sizes_are_counted_in_rows_for_any_number_of_ranks(write) -> None:
     config = load(write("a.yaml", "training: {batch_tokens: 8192, micro_batch_size: 4}\ndata: {sequence_length: 256}"))
-    assert (config.rows_per_batch, config.micro_batch_size, config.micro_batch_size_of(8)) == (32, 4, 4)
+    assert (config.rows_per_batch, config.micro_batch_size_of(1), config.micro_batch_size_of(8)) == (32, 4, 4)
     with pytest.raises(ConfigError, match="32 sequences cannot be shared over 3 ranks .* 24 and 36"):
         config.micro_batch_size_of(3)
     with pytest.raises(ConfigError, match="cannot be shared over 16 ranks"):
@@ -313,3 +313,23 @@ def test_text_is_not_sampled_from_what_cannot_generate(tmp_path: Path) -> None:
     path.write_text("objective: {type: denoise}\nevaluation: {samples: {every: 5 steps}}\n")
     with pytest.raises(ConfigError, match=r"config.yaml:2: evaluation\.samples\.every: must be null: a 'denoise' run"):
         load(path)
+
+
+@pytest.mark.parametrize(("text", "every"), [("none", 0), ("all", 1), ("every 1", 1), ("every 12", 12)])
+def test_activation_checkpointing_is_none_all_or_every_so_many(text, every):
+    assert build_section(Config, {"training": {"activation_checkpointing": text}}).training.recompute_every == every
+
+
+@pytest.mark.parametrize("text", ["every 0", "every", "every 2.5", "some", "2"])
+def test_any_other_activation_checkpointing_is_refused(text):
+    with pytest.raises(ConfigError, match=f"activation_checkpointing: expected none, all or every N .* got '{text}'"):
+        build_section(Config, {"training": {"activation_checkpointing": text}})
+
+
+def test_a_micro_batch_is_a_number_or_auto():
+    auto = build_section(Config, {"training": {"batch_size": 12, "micro_batch_size": "auto"}})
+    assert (auto.given_micro_batch_size, auto.micro_batch_size_of(2)) == (None, 6)
+    with pytest.raises(ConfigError, match="micro_batch_size: expected a whole number or auto, got 'most'"):
+        build_section(Config, {"training": {"micro_batch_size": "most"}})
+    with pytest.raises(ConfigError, match="micro_batch_size"):
+        build_section(Config, {"training": {"micro_batch_size": 0}})

@@ -97,7 +97,7 @@ def test_a_type_with_a_colon_is_a_class_of_ones_own() -> None:
         ("name: [a]", "b.yaml:1: name: expected text, got a list"),
         ("name: null", "b.yaml:1: name: expected text, got null"),
         ("is_full: 1", "b.yaml:1: is_full: expected true or false, got 1"),
-        ("limit: [1]", "b.yaml:1: limit: expected int or float or str, got a list"),
+        ("limit: [1]", "b.yaml:1: limit: expected a whole number or a number or text, got a list"),
         ("pair: [1]", "b.yaml:1: pair: expected a list of 2 values, got 1"),
         ("pair: 1", "b.yaml:1: pair: expected a list, got 1"),
         ("pair: [1, x]", "b.yaml:1: pair[1]: expected a number, got 'x'"),

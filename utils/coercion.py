@@ -69,8 +69,18 @@ def _coerce_union(choices: tuple, metadata: AnySequence[Any], node: Node, path: 
         value = _coerce(choice, metadata, node, path, attempt)
         if not attempt:
             return value
-    names = " or ".join(getattr(choice, "__name__", str(choice)) for choice in others)
-    return _fail(problems, node, path, f"expected {names}, got {describe(node)}")
+    return _fail(problems, node, path, f"expected {' or '.join(map(_name, others))}, got {describe(node)}")
+
+
+def _name(choice: Any) -> str:
+    if get_origin(choice) is Literal:
+        return _any_of([scalar_text(value) for value in get_args(choice)])
+    name = {int: "a whole number", float: "a number", str: "text"}.get(_bare(choice))
+    return name or getattr(choice, "__name__", str(choice))
+
+
+def _bare(choice: Any) -> Any:
+    return get_args(choice)[0] if get_origin(choice) is Annotated else choice
 
 
 def _coerce_literal(choices: tuple, node: Node, path: str, problems: list[str]) -> Any:
