@@ -1,15 +1,17 @@
 """Arithmetic of the forward and backward pass: chosen for the device, applied by casting inside the loss.
 
 The masters are the model's float32 parameters; compute runs in a copy cast inside the differentiated function, so
-gradients come back float32. bfloat16 where the hardware has it, float32 elsewhere: M1 and M2 emulate bfloat16, and
-half-precision products do not reach BLAS on a CPU. float16 on request, with a loss scale that adapts (core/guard.py).
+gradients come back float32. `auto` is what the table of chips says (utils/chips.py): bfloat16 where the hardware has
+it, else float32, as half-precision products do not reach BLAS on a CPU. float16 on request, with a loss scale that
+adapts (core/guard.py).
 """
 
-import re
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
+
+from utils.chips import this_chip
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -19,7 +21,7 @@ def resolve_precision(asked: str, device: mx.Device | None = None) -> str:
     device = device or mx.default_device()
     if device.type == mx.DeviceType.cpu:
         return "float32"
-    return _gpu_precision(mx.device_info(device)) if asked == "auto" else asked
+    return this_chip(device).default_precision if asked == "auto" else asked
 
 
 def precision_warning(asked: str, used: str) -> str | None:
@@ -27,18 +29,6 @@ def precision_warning(asked: str, used: str) -> str | None:
     if asked in ("auto", used):
         return None
     return f"training.precision {asked} is about 40 times slower than float32 on a CPU: computing in {used} here"
-
-
-def _gpu_precision(info: dict[str, Any]) -> str:
-    """bfloat16 on CUDA sm_80 and later and on Apple M3 and later."""
-    name, architecture = str(info.get("device_name", "")), str(info.get("architecture", ""))
-    apple = re.search(r"Apple M(\d+)", name)
-    if apple:
-        return "bfloat16" if int(apple.group(1)) >= 3 else "float32"
-    cuda = re.search(r"sm_?(\d+)", architecture)
-    if cuda:
-        return "bfloat16" if int(cuda.group(1)) >= 80 else "float32"
-    return "float32"
 
 
 def cast(parameters: Any, precision: str) -> Any:

@@ -12,7 +12,7 @@ from core.assembly import build_parts
 from core.evaluation import number
 from core.guard import FIRST_LOSS_SCALE, initial_guard
 from core.objectives.base import Loss
-from core.precision import DTYPES, _gpu_precision, cast, precision_warning, resolve_precision
+from core.precision import DTYPES, cast, precision_warning, resolve_precision
 from core.training import leaves, make_step, to_micro_batches
 from distributed.group import SingleConfig
 from tests.tiny_run import quiet_train, tiny_config
@@ -20,22 +20,12 @@ from tests.tiny_run import quiet_train, tiny_config
 CPU = mx.Device(mx.cpu, 0)
 
 
-@pytest.mark.parametrize(
-    ("info", "expected"),
-    [
-        ({"device_name": "Apple M1 Max", "architecture": "applegpu_g13s"}, "float32"),
-        ({"device_name": "Apple M2", "architecture": "applegpu_g14g"}, "float32"),
-        ({"device_name": "Apple M3 Pro", "architecture": "applegpu_g15s"}, "bfloat16"),
-        ({"device_name": "Apple M10", "architecture": "applegpu_g19s"}, "bfloat16"),
-        ({"device_name": "Tesla V100", "architecture": "sm_70"}, "float32"),
-        ({"device_name": "NVIDIA A100", "architecture": "sm_80"}, "bfloat16"),
-        ({"device_name": "NVIDIA H200", "architecture": "sm_90a"}, "bfloat16"),
-        ({"device_name": "NVIDIA B200", "architecture": "sm_100"}, "bfloat16"),
-        ({}, "float32"),
-    ],
-)
-def test_auto_takes_bfloat16_where_the_hardware_has_it(info: dict[str, str], expected: str) -> None:
-    assert _gpu_precision(info) == expected
+def test_auto_is_what_the_table_of_chips_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu: Any = SimpleNamespace(type=mx.DeviceType.gpu)
+    monkeypatch.setattr(mx, "device_info", lambda device: {"device_name": "NVIDIA H200", "architecture": "sm_90"})
+    assert resolve_precision("auto", gpu) == "bfloat16"
+    monkeypatch.setattr(mx, "device_info", lambda device: {"device_name": "Apple M2", "architecture": "applegpu_g14g"})
+    assert resolve_precision("auto", gpu) == "float32"
 
 
 def test_a_cpu_computes_in_float32_and_says_so() -> None:

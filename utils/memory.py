@@ -1,29 +1,69 @@
-"""How much freed memory MLX keeps for the next step, set once: shapes are static, so a step's buffers fit the next.
+"""How much memory this device lets a run use, and how much of it MLX keeps for the next step.
 
-The default of the CPU backend, 32 MB, gives a step's buffers back to the kernel and asks for them again: 1.4 million
-page faults in 30 steps of the quickstart's model, 0.1 million with this. On a GPU the default is nearly all of the
-memory, which leaves other programs none (not measured there). To change the share, edit `CACHE_SHARE`.
+The limit: what Metal recommends, 0.95 of an NVIDIA card (MLX's own limit there), the machine's memory on a CPU, or
+what its container was given, which is what decides when the kernel kills a process. MLX's cache of freed buffers is
+set once, because shapes are static and a step's buffers fit the next: the CPU backend's default of 32 MB gives them
+back to the kernel and asks for them again: 1.4 million page faults in 30 steps of the quickstart's model, 0.1 million
+with this. On a GPU the default is nearly all of the memory, which leaves other programs none (not measured there). To
+change the shares, edit `CUDA_SHARE` and `CACHE_SHARE`.
 """
 
 import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mlx.core as mx
 
+CUDA_SHARE = 0.95
 CACHE_SHARE = 0.5
+CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
+CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 
-def memory_bytes() -> int:
-    """Memory of the default device: a GPU's own, or what it shares with the machine."""
-    info: dict[str, Any] = mx.device_info(mx.default_device())
-    for key in ("memory_size", "total_memory"):
-        if info.get(key):
-            return int(info[key])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_limit(device: mx.Device | None = None) -> int:
+    """Bytes that a run may use on `device`, by default MLX's own choice."""
+    device = device or mx.default_device()
+    info: dict[str, Any] = mx.device_info(device)
+    if info.get("max_recommended_working_set_size"):
+        return int(info["max_recommended_working_set_size"])
+    if info.get("total_memory") and device.type != mx.DeviceType.cpu:
+        return int(info["total_memory"] * CUDA_SHARE)
+    physical = int(info.get("memory_size") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min([physical, *container_limits(CGROUP_MEMBERSHIP, CGROUP_MOUNT)])
 
 
-def set_cache_limit() -> int:
-    """Let MLX keep up to half of the device's memory; returns the limit in bytes."""
-    limit = int(memory_bytes() * CACHE_SHARE)
-    mx.set_cache_limit(limit)
-    return limit
+def container_limits(membership: Path, mount: Path) -> list[int]:
+    """Every memory limit of the control groups this process is in, theirs and their parents', in bytes.
+
+    `membership`: lines `id:controllers:/path`; version 2 has the id 0 and no controllers, version 1 a tree of its own
+    for memory. Empty where there are none, as on macOS.
+    """
+    limits = []
+    for tree, path in memory_groups(membership):
+        name = "memory.max" if tree == "." else "memory.limit_in_bytes"
+        # Inside a container the path may be the host's, which is not mounted: the root then is the container's own.
+        for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+            file = mount / tree / str(folder).lstrip("/") / name
+            text = file.read_text().strip() if file.is_file() else "max"
+            if text.isdecimal():
+                limits.append(int(text))
+    return limits
+
+
+def memory_groups(membership: Path) -> Iterator[tuple[str, str]]:
+    """(tree below the mount, path in it) for each hierarchy that accounts for memory."""
+    lines = membership.read_text().splitlines() if membership.is_file() else []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            yield ".", path
+        elif "memory" in controllers.split(","):
+            yield "memory", path
+
+
+def set_cache_limit(limit: int | None = None) -> int:
+    """Let MLX keep freed buffers up to half of `limit` (None: the device's); returns the bytes it may keep."""
+    kept = int((memory_limit() if limit is None else limit) * CACHE_SHARE)
+    mx.set_cache_limit(kept)
+    return kept
