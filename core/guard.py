@@ -6,10 +6,7 @@ the news and stops. With float16 the loss is scaled; an overflow halves the scal
 can still shrink, and 2000 good steps double it (Micikevicius et al. 2018, section 3.2).
 """
 
-from typing import Any
-
 import mlx.core as mx
-from mlx.utils import tree_map
 
 GROWTH_INTERVAL = 2000
 FIRST_LOSS_SCALE = 2.0**16
@@ -40,8 +37,3 @@ def decide(guard: Guard, finite: mx.array, max_skipped: int, scales: bool) -> tu
         good = mx.where(grows, 0, good)
     skipped = mx.where(applies, 0, counted)
     return applies, {"skipped": skipped, "loss_scale": scale, "good_steps": good}
-
-
-def select(applies: mx.array, new: Any, old: Any) -> Any:
-    """The new tree where the update applies, else the old one; no arithmetic, so NaN cannot leak through."""
-    return tree_map(lambda new_array, old_array: mx.where(applies, new_array, old_array), new, old)

@@ -22,12 +22,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from core.agreement import together
-from core.assembly import Parts, Progress, build_parts, copy_tree, restore
+from core.assembly import Parts, Progress, build_parts, restore
 from core.checkpoint import newest_valid, point_at, put_back, read_checkpoint
 from core.config import Config, load_with_notes
 from core.dry_run import dry_run
 from core.evaluation import Evaluation
-from core.guard import decide, select
+from core.guard import decide
 from core.objectives.base import Loss
 from core.plan import compiler_warning, disk_warning, due, rows
 from core.precision import cast
@@ -77,9 +77,7 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
         mean = loss.total / loss.weight
         finite = mx.logical_and(mx.isfinite(mean), mx.isfinite(norm))
         applied, next_guard = decide(guard, finite, training.max_skipped_updates, precision == "float16")
-        before = copy_tree(optimizer.state)
-        weights = select(applied, optimizer.apply_gradients(gradients, masters), masters)
-        assign(optimizer.state, select(applied, optimizer.state, before))
+        weights = optimizer.apply_gradients(gradients, masters, applied)
         if parts.ema is not None:
             decay = ema_decay(training.weight_ema, optimizer.state["step"])
             assign(ema, average(ema, weights, decay, applied))

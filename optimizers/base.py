@@ -42,6 +42,23 @@ class Update(NamedTuple):
     """0-d: learning rate of the group times the schedule."""
     step: mx.array
     """0-d uint64: 1 at the first update."""
+    applies: mx.array | None = None
+    """0-d bool: whether the update is made at all; None: it is."""
+
+    def settled(self, name: str, moments: Arrays) -> Arrays:
+        """The new moments of a parameter, or its old ones when the update is held back. Every rule ends with it.
+
+        Each comes from a kernel of its own: one that MLX fuses from several results never reuses its arguments'
+        memory, and AdamW then needs three times the weights on top during an update.
+        """
+        kept = {key: chosen(self.applies, array, self.moments[name][key]) for key, array in moments.items()}
+        arrays = list(kept.values())
+        return dict(zip(kept, mx.depends(arrays, arrays), strict=True)) if arrays else {}
+
+
+def chosen(applies: mx.array | None, new: mx.array, old: mx.array) -> mx.array:
+    """`new` where the update applies, else `old`; no arithmetic, so that NaN cannot leak through."""
+    return new if applies is None else mx.where(applies, new, old)
 
 
 Updated = dict[str, tuple[mx.array, Arrays]]
@@ -162,11 +179,12 @@ class Optimizer(mlx.optimizers.Optimizer):
         """0-d: what the first group uses in the next update. To change it, `set_schedule`."""
         return self.groups[0].learning_rate * self._state["schedule"]
 
-    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+    def apply_gradients(self, gradients: Any, parameters: Any, applies: mx.array | None = None) -> Any:
         """One update: the new parameters, in the structure of `gradients` (a tree, or a dict by dotted name).
 
-        `parameters` may hold more than `gradients`; the gradients must be of exactly the parameters the
-        optimizer was built for (ValueError otherwise), so that nothing is left untrained in silence.
+        Where `applies` (0-d bool) is false, parameters and state stay as they are, whatever the gradients hold.
+        `parameters` may hold more than `gradients`; the gradients must be of exactly the parameters the optimizer was
+        built for (ValueError otherwise), so that nothing is left untrained in silence.
         """
         gradient_of: Arrays = dict(tree_flatten(gradients))
         parameter_of: Arrays = dict(tree_flatten(parameters))
@@ -174,13 +192,16 @@ class Optimizer(mlx.optimizers.Optimizer):
         if gradient_of.keys() != moments.keys():
             odd = sorted(gradient_of.keys() ^ moments.keys())
             raise ValueError(f"gradients and optimizer differ in {len(odd)} parameters: {', '.join(odd[:LISTED])}")
-        self._state["step"] = self._state["step"] + 1
+        before = self._state["step"]
+        self._state["step"] = before + 1
         new: Arrays = {}
         for group in self.groups:
-            updated = group.update(self._update_of(group, gradient_of, parameter_of))
+            updated = group.update(self._update_of(group, gradient_of, parameter_of)._replace(applies=applies))
             for name, (parameter, new_moments) in updated.items():
-                new[name] = parameter.astype(parameter_of[name].dtype)
+                old = parameter_of[name]
+                new[name] = chosen(applies, parameter.astype(old.dtype), old)
                 moments[name].update(new_moments)
+        self._state["step"] = chosen(applies, self._state["step"], before)
         return tree_map_with_path(lambda name, _: new[name], gradients)
 
     def _update_of(self, group: Group, gradients: Arrays, parameters: Arrays) -> Update:

@@ -18,24 +18,19 @@ from optimizers.base import Arrays, Group, OptimizerConfig, Shapes, Update, Upda
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def sgd_step(gradient: mx.array, velocity: mx.array, momentum: float, nesterov: bool) -> tuple[mx.array, mx.array]:
-    """Direction and new velocity: v = momentum * v + g; the step is v, or g + momentum * v (Nesterov).
-
-    Sutskever et al. 2013, in PyTorch's form (no dampening). All arrays have the shape of the parameter.
-    """
-    velocity = momentum * velocity + gradient
-    return (gradient + momentum * velocity if nesterov else velocity), velocity
-
-
 def sgd(update: Update, momentum: float, nesterov: bool) -> Updated:
-    """w = w * (1 - rate * decay) - rate * direction; without momentum there is no state."""
+    """v = momentum * v + g; w = w * (1 - rate * decay) - rate * v, or g + momentum * v instead of v (Nesterov).
+
+    Sutskever et al. 2013, in PyTorch's form (no dampening). Without momentum there is no state.
+    """
     (rate,) = compute_once(update.rate)
     updated: Updated = {}
     for name, gradient in update.gradients.items():
         direction, moments = gradient, {}
         if momentum:
-            direction, velocity = sgd_step(gradient, update.moments[name]["velocity"], momentum, nesterov)
-            moments = {"velocity": velocity}
+            velocity = momentum * update.moments[name]["velocity"] + gradient
+            moments = update.settled(name, {"velocity": velocity})
+            direction = gradient + momentum * moments["velocity"] if nesterov else moments["velocity"]
         updated[name] = (decayed(update, name, rate) - rate * direction, moments)
     return updated
 
@@ -66,7 +61,7 @@ def adamw(update: Update, betas: tuple[float, float], eps: float) -> Updated:
     )
     updated: Updated = {}
     for name, gradient in update.gradients.items():
-        moments = adamw_moments(gradient, update.moments[name], betas)
+        moments = update.settled(name, adamw_moments(gradient, update.moments[name], betas))
         change = first_rate * moments["first"] / (mx.sqrt(moments["second"]) * root_scale + eps)
         updated[name] = (decayed(update, name, rate) - change, moments)
     return updated
@@ -83,7 +78,7 @@ def lion(update: Update, betas: tuple[float, float]) -> Updated:
         momentum = update.moments[name]["momentum"]
         direction = mx.sign(betas[0] * momentum + (1 - betas[0]) * gradient)
         momentum = betas[1] * momentum + (1 - betas[1]) * gradient
-        updated[name] = (decayed(update, name, rate) - rate * direction, {"momentum": momentum})
+        updated[name] = (decayed(update, name, rate) - rate * direction, update.settled(name, {"momentum": momentum}))
     return updated
 
 

@@ -32,7 +32,7 @@ from utils.errors import ConfigError
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 LAYERS = ("*layers.*",)
-LARGEST_STACK = 2**25
+LARGEST_STACK = 2**22
 TINY = 1e-12
 
 UpdateScale = Literal["rms", "original"]
@@ -57,8 +57,11 @@ def newton_schulz(matrices_NRC: mx.array, num_steps: int) -> mx.array:
 def orthogonalise(matrices: Arrays, num_steps: int) -> Arrays:
     """`newton_schulz` of matrices [rows, columns] of any shapes, by name."""
     result: Arrays = {}
+    orthogonal_NRC = mx.zeros(())
     for names in stacks({name: matrix.shape for name, matrix in matrices.items()}):
-        wide_NRC = mx.stack([flipped_if_tall(matrices[name], matrices[name].shape) for name in names])
+        # One stack after the other: together their iterations hold many times the memory of the weights.
+        waiting = mx.depends([matrices[name] for name in names], [orthogonal_NRC])
+        wide_NRC = mx.stack([flipped_if_tall(matrix, matrix.shape) for matrix in waiting])
         orthogonal_NRC = newton_schulz(wide_NRC, num_steps)
         for index, name in enumerate(names):
             result[name] = flipped_if_tall(orthogonal_NRC[index], matrices[name].shape)
@@ -107,7 +110,8 @@ def muon(update: Update, momentum: float, nesterov: bool, num_steps: int, update
     """
     buffers, steps = {}, {}
     for name, gradient in update.gradients.items():
-        buffers[name] = momentum * update.moments[name]["momentum"] + (1 - momentum) * gradient
+        buffer = momentum * update.moments[name]["momentum"] + (1 - momentum) * gradient
+        buffers[name] = update.settled(name, {"momentum": buffer})["momentum"]
         steps[name] = momentum * buffers[name] + (1 - momentum) * gradient if nesterov else buffers[name]
     orthogonal = orthogonalise(steps, num_steps)
     (rate,) = compute_once(update.rate)

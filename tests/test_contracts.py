@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from core.assembly import build_parts
 from core.config import Config, build_section, dump, load, to_yaml
@@ -253,3 +253,43 @@ def test_every_source_gives_documents_and_goes_on_where_it_stopped(folder: Path,
     assert isinstance(text, str)
     rest = list(section.documents(state, report=lambda line: None))
     assert rest == whole[len(whole) // 2 + 1 :]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_update_that_is_held_back_changes_nothing_even_when_gradients_are_nan(optimizer: str) -> None:
+    model = as_config("model", {"type": "llama", **SIZES, "vocab_size": 50}).model.build(seed=1)
+    parameters = model.trainable_parameters()
+    built = as_config("optimizer", {"type": optimizer}).optimizer.build(parameters)
+    ones = tree_map(mx.ones_like, parameters)
+    parameters = built.apply_gradients(ones, parameters, mx.array(True))
+    before = {name: np.array(array) for name, array in built.state_dict().items()}
+    bad = tree_map(lambda array: array * mx.nan, ones)
+    held = dict(tree_flatten(built.apply_gradients(bad, parameters, mx.array(False))))
+    for name, array in dict(tree_flatten(parameters)).items():
+        np.testing.assert_array_equal(np.array(held[name]), np.array(array))
+    for name, array in built.state_dict().items():
+        np.testing.assert_array_equal(np.array(array), before[name])
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.1), ("adamw", 0.1), ("lion", 1.2)])
+def test_an_update_takes_the_place_of_what_it_replaces(optimizer: str, share: float) -> None:
+    parameters = {f"layers.{i}.weight": mx.zeros((256, 256)) for i in range(20)}
+    built = as_config("optimizer", {"type": optimizer}).optimizer.build(parameters)
+    held = {"weights": parameters}
+    state = [held, built.state]
+
+    def step(gradients: dict[str, mx.array], applies: mx.array) -> mx.array:
+        held["weights"] = built.apply_gradients(gradients, held["weights"], applies)
+        return applies
+
+    compiled: Any = mx.compile(step, inputs=state, outputs=state)
+    del parameters
+    for _ in range(2):
+        gradients = {name: mx.random.normal(array.shape) for name, array in held["weights"].items()}
+        mx.eval(gradients, state)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        done = compiled(gradients, mx.array(True))
+        del gradients
+        mx.eval(done, state)
+    assert mx.get_peak_memory() - before < share * 20 * 256 * 256 * 4

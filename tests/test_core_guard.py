@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.evaluation import number
-from core.guard import FIRST_LOSS_SCALE, GROWTH_INTERVAL, Guard, decide, initial_guard, select
+from core.guard import FIRST_LOSS_SCALE, GROWTH_INTERVAL, Guard, decide, initial_guard
 
 
 def play(finite: list[bool], max_skipped: int = 0, precision: str = "float32", guard: Guard | None = None):
@@ -69,12 +69,6 @@ def test_the_loss_scale_doubles_after_enough_good_updates() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_other_precisions_do_not_scale(precision: str) -> None:
     assert {scale for _, _, scale in play([True, False, False], 5, precision)} == {1.0}
-
-
-def test_select_takes_whole_trees_and_lets_no_nan_through() -> None:
-    old, new = {"a": [mx.array([1.0, 2.0])]}, {"a": [mx.array([mx.nan, mx.inf])]}
-    np.testing.assert_array_equal(np.array(select(mx.array(False), new, old)["a"][0]), [1.0, 2.0])
-    np.testing.assert_array_equal(np.array(select(mx.array(True), old, new)["a"][0]), [1.0, 2.0])
 
 
 def test_a_loss_scale_from_another_device_does_not_hide_bad_updates() -> None:

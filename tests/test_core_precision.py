@@ -73,9 +73,9 @@ def train_in(precision: str, folder: Path, num_steps: int) -> tuple[Any, list[An
     gradient_dtypes: set[Any] = set()
     apply = parts.optimizer.apply_gradients
 
-    def watch(gradients: Any, masters: Any) -> Any:
+    def watch(gradients: Any, *rest: Any) -> Any:
         gradient_dtypes.update(array.dtype for array in leaves(gradients))
-        return apply(gradients, masters)
+        return apply(gradients, *rest)
 
     parts.optimizer.apply_gradients = watch
     step = make_step(parts, SingleConfig().build(), config)
