@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from core.agreement import together
 from core.assembly import Parts, Progress, build_parts, restore
@@ -27,6 +27,7 @@ from core.checkpoint import newest_valid, point_at, put_back, read_checkpoint
 from core.config import Config, load_with_notes
 from core.dry_run import dry_run
 from core.evaluation import Evaluation
+from core.gradients import clip_factor, global_norm, leaves
 from core.guard import decide
 from core.objectives.base import Loss
 from core.plan import compiler_warning, disk_warning, due, rows
@@ -70,10 +71,10 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
             sums = (gradients, loss) if sums is None else tree_map(mx.add, sums, (gradients, loss))
         gradients, loss = group.reduce(sums)
         divisor = loss.weight * (guard["loss_scale"] * unit)
-        gradients = tree_map(lambda gradient: gradient / divisor, gradients)
-        norm = global_norm(gradients)
-        if training.gradient_clip is not None:
-            gradients = clip(gradients, norm, training.gradient_clip)
+        norm = global_norm(gradients) / divisor
+        # A stack is not fused, so the kernels below read the factor instead of computing it for each element.
+        factor = mx.stack([clip_factor(norm, training.gradient_clip) / divisor])[0]
+        gradients = tree_map(lambda gradient: gradient * factor, gradients)
         mean = loss.total / loss.weight
         finite = mx.logical_and(mx.isfinite(mean), mx.isfinite(norm))
         applied, next_guard = decide(guard, finite, training.max_skipped_updates, precision == "float16")
@@ -87,24 +88,6 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
         return StepOutput(mean, norm, applied, next_guard["skipped"], metrics)
 
     return mx.compile(step, inputs=state, outputs=state) if training.compile else step
-
-
-def leaves(tree: Any) -> list[mx.array]:
-    """All arrays of a tree."""
-    pairs: Any = tree_flatten(tree)
-    return [array for _, array in pairs]
-
-
-def global_norm(gradients: Any) -> mx.array:
-    """L2 norm over all arrays, summed in float32."""
-    squares = [mx.sum(mx.square(array.astype(mx.float32))) for array in leaves(gradients)]
-    return mx.sqrt(sum(squares[1:], squares[0]))
-
-
-def clip(gradients: Any, norm: mx.array, largest: float) -> Any:
-    """Scale all gradients by min(1, largest / norm) (Pascanu et al. 2013)."""
-    scale = mx.minimum(1.0, largest / (norm + 1e-6))
-    return tree_map(lambda gradient: gradient * scale, gradients)
 
 
 def ema_decay(decay: float | None, num_updates: mx.array) -> mx.array:

@@ -10,10 +10,11 @@ import pytest
 
 from core.assembly import build_parts
 from core.evaluation import number
+from core.gradients import leaves
 from core.guard import FIRST_LOSS_SCALE, initial_guard
 from core.objectives.base import Loss
 from core.precision import DTYPES, cast, precision_warning, resolve_precision
-from core.training import leaves, make_step, to_micro_batches
+from core.training import make_step, to_micro_batches
 from distributed.group import SingleConfig
 from tests.tiny_run import quiet_train, tiny_config
 
