@@ -1,7 +1,6 @@
 """The guard inside the step: what is applied, counted and scaled, over sequences of finite and non-finite updates."""
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
