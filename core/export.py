@@ -44,6 +44,11 @@ def export_run(
     loaded = load_model(run=run, weights=weights, checkpoint=checkpoint)
     if loaded.config is not None and loaded.config.objective.cannot_generate is not None:
         raise CheckpointError(f"{run}: no other program can use this model: {loaded.config.objective.cannot_generate}")
+    if beyond := loaded.model_config.beyond_mlx_lm():
+        raise CheckpointError(
+            f"{run}: mlx-lm and others cannot load this model, for they have no {', no '.join(beyond)};"
+            f" use it here, by --run {run} or --model {loaded.source}"
+        )
     temporary = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)

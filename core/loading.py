@@ -17,6 +17,7 @@ from core.checkpoint import best_checkpoint, checkpoint_name, find_damage, list_
 from core.config import Config, load
 from data.tokenizer import Tokenizer
 from models import MODELS
+from models.huggingface import base_type
 from models.weights import check_whole, load_weights, read_folder, read_json
 from utils.cli import warn
 from utils.errors import CheckpointError
@@ -137,7 +138,7 @@ def read_model_config(folder: Path, hf_config: dict[str, Any], config: Config | 
     """The run's model section with the vocabulary it was trained with, or what config.json describes."""
     if config is not None:
         return config.model.model_copy(update={"vocab_size": hf_config["vocab_size"]})
-    kind = str(hf_config.get("model_type"))
+    kind = base_type(str(hf_config.get("model_type")))
     try:
         return look_up(MODELS, kind, "model_type").from_hf(hf_config)
     except ValueError as error:

@@ -40,6 +40,10 @@ class ModelConfig(TypedSection):
         """What will be slower than it need be on this machine, one line each."""
         return []
 
+    def beyond_mlx_lm(self) -> list[str]:
+        """What it computes that mlx-lm's model does not, a few words each; its config.json then has a type of ours."""
+        return []
+
     def to_hf(self) -> dict[str, Any]:
         """`config.json` as mlx-lm and transformers read it."""
         raise NotImplementedError(f"{type(self).__name__} must define to_hf")

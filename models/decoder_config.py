@@ -22,6 +22,9 @@ from models.initialise import initialise
 from models.layers import RopeScalingConfig
 from utils.schema import Misfits, OneOf
 
+LONGEST_ASKED = 8192
+"""Positions for which the plan counts the blocks of attention; for more it would take seconds."""
+
 
 class DecoderConfig(ModelConfig):
     """Sizes and switches of a decoder."""
@@ -74,13 +77,15 @@ class DecoderConfig(ModelConfig):
     attention: Annotated[AttentionConfig, OneOf("models.attention:ATTENTION", "attention", "auto")] = Field(
         default_factory=AutoAttentionConfig
     )
-    """How attention is computed; never changes the result."""
+    """How attention is computed; changes the result only where it has mods."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         misfits = list(head_misfits(self))
         try:
             self.attention.check(self)
+        except Misfits as error:
+            misfits += [(f"attention.{path}", reason) for path, reason in error.misfits]
         except ValueError as error:
             misfits.append(("attention.type", str(error)))
         if misfits:
@@ -122,12 +127,25 @@ class DecoderConfig(ModelConfig):
 
     def explain_kernels(self) -> str | None:
         """See `ModelConfig.explain_kernels`."""
-        return self.attention.explain(self.attention_dropout)
+        line, length = self.attention.explain(self.attention_dropout), self.max_position_embeddings
+        if (
+            length > LONGEST_ASKED
+            or (blocks := self.attention.computed_blocks(self.num_attention_heads, length)) is None
+        ):
+            return line
+        return f"{line}: {blocks[0]} of {blocks[1]} blocks are computed"
 
     def warnings(self, sequence_length: int, precision: str) -> list[str]:
         """See `ModelConfig.warnings`."""
         device = "cuda" if mx.cuda.is_available() else "metal" if mx.metal.is_available() else "cpu"
-        return flash_warnings(self.head_size, sequence_length, precision, device)
+        slow = flash_warnings(self.head_size, sequence_length, precision, device)
+        return slow + self.attention.warnings(sequence_length)
+
+    def beyond_mlx_lm(self) -> list[str]:
+        """See `ModelConfig.beyond_mlx_lm`."""
+        found = self.attention.beyond_plain(self.max_position_embeddings)
+        cap = self.final_logit_softcapping
+        return found + ([f"final_logit_softcapping {cap:g}"] if cap is not None else [])
 
     def to_hf(self) -> dict[str, Any]:
         """`config.json` as mlx-lm and transformers read it. Raises ConfigError while vocab_size is not known."""

@@ -18,7 +18,7 @@ Attend = Callable[[mx.array, mx.array, mx.array, Mask, float], mx.array]
 
 
 class AttentionConfig(TypedSection):
-    """How attention is computed. It changes speed and memory, never the result."""
+    """How attention is computed. It changes speed and memory; the result only where `beyond_plain` says so."""
 
     @property
     def needs_segments(self) -> bool:
@@ -29,6 +29,18 @@ class AttentionConfig(TypedSection):
     def num_lookahead(self) -> int:
         """Positions at the beginning of a row that see later ones: a causal objective must not score those."""
         return 0
+
+    def beyond_plain(self, longest: int) -> list[str]:
+        """What it computes that plain causal attention over one text of up to `longest` tokens does not."""
+        return []
+
+    def computed_blocks(self, num_heads: int, length: int) -> tuple[int, int] | None:
+        """(computed, all) blocks of the scores of one row; None where nothing but the causal half is skipped."""
+        return None
+
+    def warnings(self, sequence_length: int) -> list[str]:
+        """What does nothing on rows of this length, one line each."""
+        return []
 
     def check(self, model_config: Any) -> None:
         """Raise ValueError when this backend cannot do what the model asks for. Reads `attention_dropout`."""
