@@ -1,0 +1,52 @@
+"""A worker of tools/benchmark.py: our generation, greedy, one prompt a round.
+
+The time to the first token is that of reading the prompt (prefill); the rest is one token after the other (decode).
+"""
+
+import core  # noqa: F401 -- before MLX
+
+# isort: split
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+
+from core.config import load
+from core.decoding import draw_tokens
+from core.precision import cast
+from core.sampling import SamplingOptions
+from models.weights import load_weights, read_folder
+from utils.benchmarking import Row, mlx_memory, random_tokens, serve
+from utils.fast_blas import fit_threads, openblas_version
+
+
+def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
+    """Load the weights; a round reads the prompt and writes `new_tokens`."""
+    config = load(spec["config"], spec["overrides"])
+    model = config.model.build(config.seed)
+    _, weights = read_folder(Path(spec["folder"]))
+    load_weights(model, weights)
+    model.update(cast(model.parameters(), spec["precision"]))
+    mx.eval(model.parameters())
+    model.eval()
+    fit_threads(spec["flops"])
+    prompt = random_tokens(1, spec["prompt_tokens"], spec["vocab_size"])
+
+    def measure() -> Row:
+        mx.reset_peak_memory()
+        start = time.perf_counter()
+        texts = draw_tokens(model, prompt, spec["new_tokens"], SamplingOptions(temp=0.0), seed=0)
+        next(texts)
+        first = time.perf_counter()
+        for _ in texts:
+            pass
+        end = time.perf_counter()
+        seconds = {"seconds": end - start, "prefill_seconds": first - start, "decode_seconds": end - first}
+        return seconds | mlx_memory()
+
+    return {"attention": config.model.explain_kernels(), "blas": openblas_version()}, measure
+
+
+if __name__ == "__main__":
+    serve(prepare)
