@@ -21,6 +21,7 @@ from core.guard import Guard, initial_guard
 from core.objectives.base import Objective, ObjectiveConfig
 from core.plan import Plan, make_plan
 from core.precision import precision_warning, resolve_precision
+from core.self_test import check_device, fused_head_dim
 from data.sources import TextSourceConfig
 from data.tokenizer import Tokenizer
 from models.weights import load_weights, read_folder
@@ -38,6 +39,8 @@ DECISIVE = (
     "rope_theta",
     "rope_scaling",
     "rope_traditional",
+    "final_logit_softcapping",
+    "pippin_attention",
 )
 """Keys of config.json that shapes do not tell."""
 
@@ -84,6 +87,7 @@ def build_parts(
     """
     with together(group):
         precision = resolve_precision(config.training.precision)
+        check_device(precision, fused_head_dim(config.model))
         config.micro_batch_size_of(group.size)
         source = initial_folder(Path(config.init_from)) if initialise and config.init_from is not None else None
         if tokenizer is None and config.init_from is not None:

@@ -20,7 +20,7 @@ from core.training import average
 from distributed.group import SingleConfig
 from models.weights import save_weights
 from tests.tiny_run import quiet_train, tiny_config, write_corpus
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import BackendError, CheckpointError, ConfigError, DataError
 
 
 def parts_of(config: Config, say: Any = lambda line: None) -> Any:
@@ -207,3 +207,16 @@ def test_patience_without_anything_to_count_is_refused(tmp_path: Path) -> None:
     for changes in ({"data": {"validation_fraction": 0}}, {"evaluation": {"every": None}}):
         with pytest.raises(ConfigError, match=r"training\.early_stopping needs held-out text"):
             quiet_train(tiny_config(tmp_path, training={"early_stopping": 2}, **changes))
+
+
+def test_wrong_kernels_of_a_device_are_found_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(precision: str, head_dim: int | None) -> None:
+        raise BackendError(f"matmul in {precision} is wrong, heads of {head_dim}")
+
+    monkeypatch.setattr("core.assembly.check_device", refuse)
+    config = tiny_config(tmp_path)
+    with pytest.raises(BackendError, match="matmul in float32 is wrong, heads of 8"):
+        build_parts(config, SingleConfig().build(), None, lambda line: None)
+    assert not Path(config.data.cache_dir).exists()
