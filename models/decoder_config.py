@@ -128,12 +128,10 @@ class DecoderConfig(ModelConfig):
     def explain_kernels(self) -> str | None:
         """See `ModelConfig.explain_kernels`."""
         line, length = self.attention.explain(self.attention_dropout), self.max_position_embeddings
-        if (
-            length > LONGEST_ASKED
-            or (blocks := self.attention.computed_blocks(self.num_attention_heads, length)) is None
-        ):
+        blocks = self.attention.computed_blocks(self.num_attention_heads, length) if length <= LONGEST_ASKED else None
+        if blocks is None:
             return line
-        return f"{line}: {blocks[0]} of {blocks[1]} blocks are computed"
+        return f"{line}; {blocks[0]} of {blocks[1]} blocks are computed"
 
     def warnings(self, sequence_length: int, precision: str) -> list[str]:
         """See `ModelConfig.warnings`."""

@@ -71,6 +71,22 @@ def assert_words(lines: list[str], *words: str) -> None:
     assert all(word in text for word in words), text
 
 
+def looks_at_values(b: Any, h: Any, q: Any, k: Any) -> Any:
+    return k <= q if q.max().item() > 3 else k < q
+
+
+def of_a_wrong_shape(b: Any, h: Any, q: Any, k: Any) -> Any:
+    return (k >= 0)[0, 0, 0]
+
+
+def breaks_on_long_rows(b: Any, h: Any, q: Any, k: Any) -> Any:
+    if k.size > 24:
+        raise KeyError("no such key")
+    return k <= q
+
+
+FLEX = "model:\n  attention:\n    type: flex\n    mods:\n"
+
 YAML_FILES = {
     "misspelt key": (
         "training:\n  durration: 5 steps\n",
@@ -103,6 +119,34 @@ YAML_FILES = {
         "data: {sequence_length: 32}\ntraining: {batch_tokens: 100}\n",
         ["training.batch_tokens", "96 and 128"],
     ),
+    "an unknown mod": (
+        FLEX + "      - {type: sliding_windo, window: 9}\n",
+        ["config.yaml:5", "model.attention.mods[0].type", "did you mean 'sliding_window'"],
+    ),
+    "a window that is none": (
+        FLEX + "      - {type: sliding_window, window: 0}\n",
+        ["config.yaml:5", "window", "got 0"],
+    ),
+    "a window longer than the model": (
+        FLEX + "      - {type: sliding_window, window: 9000}\n",
+        ["config.yaml:4", "model.attention.mods", "window 9000", "max_position_embeddings 2048"],
+    ),
+    "a choice between scores": (
+        FLEX + "      - {type: or, mods: [{type: alibi}]}\n",
+        ["config.yaml:5", "mods[0]", "alibi changes scores"],
+    ),
+    "a function that is not there": (
+        FLEX + "      - {type: function, mask: no_such_file:my_mask}\n",
+        ["config.yaml:5", "mods[0]", "no module 'no_such_file'"],
+    ),
+    "a function that looks at values": (
+        FLEX + f"      - {{type: function, mask: '{__name__}:looks_at_values'}}\n",
+        ["config.yaml:4", "looks_at_values", "looks at the values", "mx.where"],
+    ),
+    "a function of a wrong shape": (
+        FLEX + f"      - {{type: function, mask: '{__name__}:of_a_wrong_shape'}}\n",
+        ["config.yaml:4", "of_a_wrong_shape", "gives shape [24]", "pairs of shape"],
+    ),
     "a name that is a path": ("name: ../elsewhere\n", ["config.yaml:1", "name", "../elsewhere"]),
 }
 
@@ -113,6 +157,13 @@ def test_a_wrong_config(command: Command, case: str) -> None:
     command.config.write_text(text)
     assert_words(command.fails(), *words)
     command.assert_nothing_written()
+
+
+def test_a_mod_that_fails_while_training(command: Command) -> None:
+    mods = [{"type": "function", "mask": f"{__name__}:breaks_on_long_rows"}]
+    command.write(model={"attention": {"type": "flex", "mods": mods}})
+    (line,) = command.fails()
+    assert_words([line], "attention mod 'function", "breaks_on_long_rows' failed: KeyError: 'no such key'")
 
 
 def test_all_problems_are_named_at_once(command: Command) -> None:

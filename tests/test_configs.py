@@ -10,7 +10,7 @@ from utils.units import parse_number
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-SIZES = ["1m", "2m", "10m", "40m", "100m", "200m", "400m", "650m", "1b", "7b", "13b", "32b", "qwen3-7m"]
+SIZES = ["1m", "2m", "10m", "40m", "100m", "200m", "400m", "650m", "1b", "7b", "13b", "32b", "qwen3-7m", "flex-10m"]
 MODELS = sorted((ROOT / "configs" / "models").glob("model-config-*.yaml"))
 ids = [str(path.relative_to(ROOT / "configs")) for path in FILES]
 

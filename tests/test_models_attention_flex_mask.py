@@ -121,7 +121,7 @@ def test_every_query_of_a_causal_model_sees_no_target_that_is_scored():
         mask, rest = fold(Mask(), some)
         shape = Shape(2, 3, 30, 30)
         pairs = allowed_by(mask, rest, Setting(3), None)(*positions(shape, range(30), range(30)))
-        pairs = np.broadcast_to(np.array(pairs), (2, 3, 30, 30)).any((0, 1))
+        pairs = np.any(np.broadcast_to(np.array(pairs), (2, 3, 30, 30)), axis=(0, 1), keepdims=True)[0, 0]
         for query in range(max(lookahead - 1, 0), 29):
             assert not pairs[query, query + 1 :].any()
 

@@ -1,7 +1,6 @@
 """Mods whose functions the blockwise engine could not bear are refused when a config is built, each by its fault."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -27,7 +26,7 @@ def branches(b, h, q, k):
 
 
 def through_numpy(b, h, q, k):
-    return mx.array(np.array(k) <= np.array(q))
+    return mx.array((np.array(k) <= np.array(q)).tolist())
 
 
 def depends_on_the_first_key(b, h, q, k):
@@ -94,8 +93,8 @@ def fine(b, h, q, k):
     return ((q - k) % (h + 2) == 0) | (b == 1)
 
 
-def problem(**paths: Any) -> str:
-    mod = FunctionMod(**{key: f"{HERE}:{path}" if isinstance(path, str) else path for key, path in paths.items()})
+def problem(mask: str | None = None, score: str | None = None) -> str:
+    mod = FunctionMod(mask=mask and f"{HERE}:{mask}", score=score and f"{HERE}:{score}")
     found = mod_problems(mod, MODEL)
     assert len(found) <= 1
     return found[0] if found else ""

@@ -71,9 +71,10 @@ def in_float64(may_see, rescore=lambda s, b, h, q, k: s, scale=0.7):
     return out
 
 
-def ours(mods, mask=None):
+def ours(mods, mask: Any = None):
     mask = mask or Mask("bidirectional", segments=mx.array(SEGMENTS))
-    return np.array(attend_dense(*map(mx.array, draw()), mask, 0.7, mods))
+    q, k, v = map(mx.array, draw())
+    return np.array(attend_dense(q, k, v, mask, 0.7, mods))
 
 
 def same_segment(b, h, q, k):

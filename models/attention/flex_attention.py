@@ -150,7 +150,7 @@ class FlexAttentionConfig(AttentionConfig):
         names = ", ".join(mod.name for mod in self.mods)
         if not fold(Mask(), self.mods)[1]:
             return f"flex: {names}, as the mask of {plain}"
-        return f"flex: {names}, block by block; blocks that the mods empty are skipped"
+        return f"flex: {names}, block by block, without those that the mods empty"
 
     def computed_blocks(self, num_heads: int, length: int) -> tuple[int, int]:
         mask, mods = fold(Mask(), self.mods)

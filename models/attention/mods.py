@@ -57,10 +57,11 @@ class Mod(TypedSection):
     @property
     def name(self) -> str:
         """What errors and the plan call it."""
-        values = {key: getattr(self, key) for key in type(self).model_fields if key != "type"}
-        if len(values) == 1:
-            return f"{self.type} {next(iter(values.values()))}"
-        return " ".join([self.type, *(f"{key}={value}" for key, value in values.items())])
+        fields = {key: getattr(self, key) for key in type(self).model_fields if key != "type"}
+        texts = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in fields.items()}
+        if len(texts) == 1:
+            return f"{self.type} {next(iter(texts.values()))}"
+        return " ".join([self.type, *(f"{key}={text}" for key, text in texts.items())])
 
     def is_plain(self, longest: int) -> bool:
         """Whether it changes nothing in causal attention over a single text of up to `longest` tokens."""
