@@ -179,7 +179,7 @@ def tokens_of(B, L):
 @pytest.mark.parametrize("with_segments", [False, True])
 def test_decoding_from_a_cache_equals_the_forward(name, with_segments):
     model, tokens = random_model(MODELS[name]), tokens_of(2, 48)
-    segments = mx.array([[1] * 20 + [2] * 28, [1] * 35 + [2] * 13]) if with_segments else None
+    segments = mx.array([[1] * 37 + [2] * 11, [1] * 20 + [2] * 24 + [3] * 4]) if with_segments else None
     expected = model(tokens, Mask(segments=segments))
     cache, parts, start = model.make_cache(), [], 0
     for size in (35, 1, 4, 1, 1, 6):

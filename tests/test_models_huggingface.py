@@ -42,6 +42,12 @@ OTHERS: list[dict[str, Any]] = [
     {"attention": {"type": "flex", "mods": [CAP]}},
     {"attention": {"type": "flex", "mods": [{"type": "function", "mask": f"{HERE}:far"}]}},
     {"attention": {"type": "flex", "mods": [{"type": "or", "mods": [WINDOW, {"type": "prefix_lm", "length": 64}]}]}},
+    {
+        "attention": {
+            "type": "flex",
+            "mods": [{"type": "or", "mods": [{"type": "causal"}, {"type": "prefix_lm", "length": 9}]}],
+        }
+    },
     {"attention": {"type": "flex", "mods": [{"type": "and", "mods": [WINDOW, {"type": "document"}]}]}},
     {"final_logit_softcapping": 30.0},
     {"final_logit_softcapping": 30.0, "attention": {"type": "simple"}},
