@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 
 from core.objectives.base import Loss, Objective, ObjectiveConfig
-from core.objectives.causal import CausalObjective
+from core.objectives.causal import CausalConfig, CausalObjective
 from data.batch import Batch
 
 
@@ -16,7 +16,7 @@ class CountingConfig(ObjectiveConfig):
     """counts"""
 
     def build(self, num_tokens: int) -> "Counting":
-        return Counting(document_mask=False)
+        return Counting(CausalConfig())
 
 
 class Counting(CausalObjective):
@@ -29,7 +29,7 @@ class Counting(CausalObjective):
         return super().__call__(model, batch)
 
     def evaluate(self, model: Any, batch: Batch) -> Loss:
-        return super().__call__(model, batch)
+        return super().evaluate(model, batch)
 
 
 class BrokenConfig(ObjectiveConfig):
@@ -48,7 +48,7 @@ class Broken(Objective):
     """Multiplies the loss with NaN once the optimizer has seen enough."""
 
     def __init__(self, row: int) -> None:
-        self.causal = CausalObjective(document_mask=False)
+        self.causal = CausalObjective(CausalConfig())
         self.row = row
         self.seen = 0
 
@@ -59,4 +59,4 @@ class Broken(Objective):
         return loss._replace(total=loss.total * mx.nan) if broken else loss
 
     def evaluate(self, model: Any, batch: Batch) -> Loss:
-        return self.causal(model, batch)
+        return self.causal.evaluate(model, batch)

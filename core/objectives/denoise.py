@@ -9,25 +9,22 @@ or restarts. A uniform prediction scores exactly ln V in validation. To change t
 Shapes: B = rows, L = positions, V = vocabulary.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from core.objectives.base import Loss, Objective, ObjectiveConfig, cross_entropy
+from core.objectives.base import Loss
+from core.objectives.cross_entropy import CrossEntropyConfig, CrossEntropyObjective
 from data.batch import Batch
-from models.attention.mask import Mask
 
 SMALLEST_T = 1e-3
 
 
-class DenoiseConfig(ObjectiveConfig):
+class DenoiseConfig(CrossEntropyConfig):
     """Predict masked tokens from both sides."""
 
     type: str = "denoise"
     """denoise"""
-    document_mask: bool = False
-    """Hide the other documents of a packed row; costs the fused attention on Metal."""
 
     num_reserved_tokens: ClassVar[int] = 1
     cannot_generate: ClassVar[str | None] = (
@@ -36,7 +33,7 @@ class DenoiseConfig(ObjectiveConfig):
 
     def build(self, num_tokens: int) -> "DenoiseObjective":
         """The objective; the mask token is the id after the tokenizer's last."""
-        return DenoiseObjective(num_tokens, self.document_mask)
+        return DenoiseObjective(num_tokens, self)
 
 
 def masked_probability(uniform_B: mx.array) -> mx.array:
@@ -55,34 +52,33 @@ def row_noise(keys_B2: mx.array, length: int) -> tuple[mx.array, mx.array]:
     return uniform[:, 0], uniform[:, 1:]
 
 
-class DenoiseObjective(Objective):
+class DenoiseObjective(CrossEntropyObjective):
     """Cross-entropy on masked tokens, weighted so that the sum bounds -log p of the rows."""
 
-    def __init__(self, mask_id: int, document_mask: bool) -> None:
+    def __init__(self, mask_id: int, config: DenoiseConfig) -> None:
+        super().__init__(config)
         self.mask_id = mask_id
-        self.document_mask = document_mask
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+    def __call__(self, model: Any, batch: Batch) -> Loss:
         """Each real token masked with its row's probability t, weighted 1/t."""
         row_B, position_BL = row_noise(batch.keys, batch.tokens.shape[1])
         t_B1 = masked_probability(row_B)[:, None]
         masked_BL = (position_BL < t_B1) * batch.weights
-        return self._loss(model, batch, masked_BL, 1.0 / t_B1)
+        return self._loss(model, batch, masked_BL, 1.0 / t_B1, training=True)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
-        """Exactly k of a row's n real tokens masked, weighted n/k."""
+    def evaluate(self, model: Any, batch: Batch) -> Loss:
+        """Exactly k of a row's n real tokens masked, weighted n/k; cross-entropy alone."""
         row_B, position_BL = row_noise(batch.keys, batch.tokens.shape[1])
         length_B = mx.sum(batch.weights, axis=1)
         count_B1 = masked_count(row_B, length_B)[:, None]
         order_BL = mx.argsort(mx.where(batch.weights > 0, position_BL, 2.0), axis=1)
         rank_BL = mx.argsort(order_BL, axis=1)
         masked_BL = (rank_BL < count_B1) * batch.weights
-        return self._loss(model, batch, masked_BL, length_B[:, None] / mx.maximum(count_B1, 1))
+        return self._loss(model, batch, masked_BL, length_B[:, None] / mx.maximum(count_B1, 1), training=False)
 
-    def _loss(self, model: nn.Module, batch: Batch, masked_BL: mx.array, scale_B1: mx.array) -> Loss:
-        mask = Mask("bidirectional", segments=batch.segments if self.document_mask else None)
+    def _loss(self, model: Any, batch: Batch, masked_BL: mx.array, scale_B1: mx.array, training: bool) -> Loss:
         inputs_BL = mx.where(masked_BL > 0, self.mask_id, batch.targets)
-        logits_BLV = model(inputs_BL, mask)[..., : self.mask_id]
-        losses_BL = cross_entropy(logits_BLV, batch.targets)
-        metrics = {"masked_fraction": mx.sum(masked_BL)}
-        return Loss(mx.sum(losses_BL * masked_BL * scale_B1), mx.sum(batch.weights), metrics)
+        mask, weights_BL = self.mask("bidirectional", model, batch), masked_BL * scale_B1
+        sums = self.sums(model, inputs_BL, mask, batch.targets, weights_BL, training=training, num_classes=self.mask_id)
+        metrics = {"masked_fraction": mx.sum(masked_BL)} | (self.metrics(sums) if training else {})
+        return Loss(sums.total, mx.sum(batch.weights), metrics)
