@@ -47,6 +47,14 @@ def test_exp_and_sigmoid_and_their_derivatives(path):
     )
 
 
+def test_tanh_and_its_derivative(path):
+    x = np.concatenate([RANDOM.normal(size=200) * 3, [0.0, 50.0, -1e4]]).astype(np.float32)
+    cotangent = RANDOM.normal(size=x.shape).astype(np.float32)
+    expected = np.tanh(x.astype(np.float64))
+    np.testing.assert_allclose(np.array(elementary.tanh(mx.array(x))), expected, atol=2e-7)
+    np.testing.assert_allclose(gradient_of(elementary.tanh, x, cotangent), cotangent * (1 - expected**2), atol=1e-6)
+
+
 def test_sigmoid_far_out_is_finite(path):
     np.testing.assert_allclose(np.array(elementary.sigmoid(mx.array([-1e4, -200.0, 200.0, 1e4]))), [0, 0, 1, 1])
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 from pydantic import Field
 
 from models.attention.mods import MaskFunction, Mod, ScoreFunction, Setting
-from models.elementary import has_slow_exp, sigmoid
+from models.elementary import tanh
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -23,11 +23,6 @@ def alibi_slopes(num_heads: int) -> list[float]:
     slopes = [2.0 ** (-8 * i / below) for i in range(1, below + 1)]
     between = [2.0 ** (-4 * i / below) for i in range(1, 2 * below + 1, 2)]
     return slopes + between[: num_heads - below]
-
-
-def tanh(x: mx.array) -> mx.array:
-    """tanh, by way of the exp that is fast on this machine."""
-    return 2.0 * sigmoid(2.0 * x) - 1.0 if has_slow_exp(x) else mx.tanh(x)
 
 
 def refuse_beyond(mod: Mod, key: str, model_config: Any) -> None:
