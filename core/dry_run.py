@@ -5,17 +5,20 @@ tokenizer that is not there yet is a warning here, because a config is often che
 """
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from core.assembly import complete_model_config
 from core.config import Config
-from core.plan import disk_warning, make_plan, rows
+from core.memory_remedies import check_fits
+from core.plan import Plan, chosen_step, disk_warning, make_plan, rows
 from core.precision import precision_warning, resolve_precision
 from core.progress import show_rows
 from core.run import run_folder
 from utils.cli import warn
+from utils.errors import ConfigError
 
 
 def dry_run(config: Config) -> int:
@@ -44,16 +47,28 @@ def dry_run(config: Config) -> int:
         optimizer_bytes=count_optimizer_bytes(config, parameters),
         rows_per_epoch=config.rows_per_batch if counts_epochs else None,
         steps_are_known=not counts_epochs,
+        must_fit=config.training.memory_limit is not None,
     )
     vocabulary = [("vocabulary", f"{model_config.vocab_size:,} ({num_tokens:,} of the tokenizer)")]
     print(f"plan of {run_folder(config)} (dry run: nothing is allocated or written)")
     print(show_rows([*vocabulary, *rows(plan, Path(config.out_dir))]))
     slow = precision_warning(config.training.precision, precision)
+    if plan.memory.peak > plan.memory_limit:
+        warnings.append(too_large(config, model_config, plan))
     warnings += model_config.warnings(config.data.sequence_length, precision)
     for line in (*warnings, slow, disk_warning(plan, Path(config.out_dir))):
         if line:
             warn(line)
     return 0
+
+
+def too_large(config: Config, model_config: Any, plan: Plan) -> str:
+    """Why this machine will refuse the run: not an error here, since another machine may be meant."""
+    try:
+        check_fits(chosen_step(config, model_config, plan.optimizer_bytes, plan.precision, 1), plan.memory_limit)
+    except ConfigError as error:
+        return f"this machine will not train it: {error}"
+    raise AssertionError(plan)
 
 
 def used_units(config: Config) -> set[str]:

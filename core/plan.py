@@ -1,7 +1,8 @@
 """The plan of a run: what will happen, in numbers, before anything is spent.
 
-Parameters, tokens and steps are exact: the loop takes them from here. Memory and time are estimates and say so. The
-disk a run needs is checked against what is free. To add a line, add a field to `Plan` and a row to `rows`.
+Parameters, tokens and steps are exact: the loop takes them from here. Memory (core/memory_plan.py) and time are
+estimates and say so. The disk a run needs is checked against what is free. To add a line, add a field to `Plan` and a
+row to `rows`.
 """
 
 import math
@@ -13,7 +14,19 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from core.config import Config
+from core.memory_plan import (
+    MemoryEstimate,
+    Step,
+    cache_bytes,
+    choose_micro_batch_size,
+    estimate_memory,
+    explain,
+    limit_of,
+    step_of,
+)
+from core.memory_remedies import check_fits
 from utils.errors import ConfigError
+from utils.memory import format_bytes
 from utils.units import Duration, format_count
 
 
@@ -45,6 +58,12 @@ class Plan(NamedTuple):
     precision: str
     attention: str | None
     """Which attention runs on this machine, and why."""
+    memory: MemoryEstimate
+    """The peak of a step."""
+    memory_limit: int
+    """Bytes the run may take."""
+    chose_micro_batch: bool
+    """Whether `micro_batch_size` is the largest that fits, as `auto` asks."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -86,10 +105,16 @@ def make_plan(
     world_size: int = 1,
     rows_per_epoch: int | None = None,
     steps_are_known: bool = True,
+    must_fit: bool = True,
 ) -> Plan:
-    """Count steps and periods. Raises ConfigError when a batch does not divide or warm-up fills the run.
+    """Count steps, periods and memory.
 
-    `steps_are_known`: False for a dry run in epochs, whose real length only the data tells.
+    Args:
+        steps_are_known: False for a dry run in epochs, whose real length only the data tells.
+        must_fit: False for a dry run of what another machine is to train.
+
+    Raises:
+        ConfigError: a batch does not divide, warm-up fills the run, or a step does not fit into the memory.
     """
     length = config.data.sequence_length
     num_params = model_config.num_params()
@@ -104,11 +129,13 @@ def make_plan(
         check_schedule(config, total, warmup)
     model_bytes = 4 * num_params
     ema_bytes = model_bytes if config.training.weight_ema else 0
+    step = chosen_step(config, model_config, optimizer_bytes, precision, world_size)
+    limit = limit_of(config)
     return Plan(
         num_params=num_params,
         sequence_length=length,
         batch_size=batch_size,
-        micro_batch_size=config.micro_batch_size_of(world_size),
+        micro_batch_size=step.micro_batch_size,
         world_size=world_size,
         total_steps=total,
         warmup_steps=warmup,
@@ -125,7 +152,25 @@ def make_plan(
         num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
         precision=precision,
         attention=model_config.explain_kernels(),
+        memory=check_fits(step, limit) if must_fit else estimate_memory(step),
+        memory_limit=limit,
+        chose_micro_batch=config.training.micro_batch_size == "auto",
     )
+
+
+def chosen_step(config: Config, model_config: Any, optimizer_bytes: int, precision: str, world_size: int) -> Step:
+    """What decides the memory of a step, with the micro-batch that `auto` stands for."""
+    step = step_of(
+        config,
+        model_config,
+        micro_batch_size=config.micro_batch_size_of(world_size),
+        optimizer_bytes=optimizer_bytes,
+        precision=precision,
+        world_size=world_size,
+    )
+    if config.training.micro_batch_size != "auto":
+        return step
+    return step._replace(micro_batch_size=choose_micro_batch_size(step, limit_of(config)))
 
 
 def step_counter(config: Config, num_params: int, rows_per_epoch: int | None) -> Callable[..., int | None]:
@@ -167,6 +212,8 @@ def rows(
     batch = f"{plan.batch_size} x {plan.sequence_length} tokens"
     if plan.num_micro_batches > 1 or plan.world_size > 1:
         batch += f" = {plan.world_size} rank(s) x {plan.num_micro_batches} x {plan.micro_batch_size}"
+    if plan.chose_micro_batch:
+        batch += f"; micro-batches of {plan.micro_batch_size} are the largest that fit"
     lines = [
         *(data_rows(summary) if summary else []),
         ("parameters", f"{plan.num_params:,} ({format_count(plan.num_params)})"),
@@ -176,17 +223,28 @@ def rows(
     ]
     if plan.rows_per_epoch:
         lines.append(("epochs", f"{plan.total_steps * plan.batch_size / plan.rows_per_epoch:.2f}"))
-    state_bytes = 4 * plan.num_params * 2 + plan.optimizer_bytes
     lines += [
         ("precision", plan.precision),
         *([("attention", plan.attention)] if plan.attention else []),
-        ("memory", f"about {format_bytes(state_bytes)} for weights, gradients, optimizer; activations come on top"),
+        *memory_rows(plan),
         ("disk", f"{format_bytes(plan.disk_bytes)} for checkpoints, {format_bytes(free_bytes(out_dir))} free"),
         ("compute", f"{plan.total_flops:.2e} FLOP"),
     ]
     if gflops:
         lines.append(("time", f"about {format_duration(estimate_seconds(plan, gflops))}, a rough estimate"))
     return lines
+
+
+def memory_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The peak of a step, what it is made of, and what may come on top."""
+    peak, limit, cache = (
+        format_bytes(n) for n in (plan.memory.peak, plan.memory_limit, cache_bytes(plan.memory_limit))
+    )
+    return [
+        ("memory", f"about {peak} of {limit} at the peak of a step, {plan.memory.moment}"),
+        ("", explain(plan.memory)),
+        ("", f"MLX keeps up to {cache} of freed memory for the next step, while nothing else needs it"),
+    ]
 
 
 def data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -236,14 +294,6 @@ def free_bytes(folder: Path) -> int:
 def estimate_seconds(plan: Plan, gflops: float) -> float:
     """Time at half of the measured matrix-product rate, which is what small models reach."""
     return plan.total_flops / (gflops * 1e9 * plan.world_size * 0.5)
-
-
-def format_bytes(count: float) -> str:
-    """`1.5 GB`, in powers of ten."""
-    for suffix, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {suffix}"
-    return f"{count:.0f} bytes"
 
 
 def format_duration(seconds: float) -> str:

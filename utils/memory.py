@@ -67,3 +67,11 @@ def set_cache_limit(limit: int | None = None) -> int:
     kept = int((memory_limit() if limit is None else limit) * CACHE_SHARE)
     mx.set_cache_limit(kept)
     return kept
+
+
+def format_bytes(count: float) -> str:
+    """`1.5 GB`, in powers of ten."""
+    for suffix, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {suffix}"
+    return f"{count:.0f} bytes"

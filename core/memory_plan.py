@@ -1,0 +1,257 @@
+"""How much memory a training step takes at its peak, from the config alone.
+
+A step has four moments that can be its peak: the loss (all activations and the logits), the gradient of the first
+block that gets one (all activations and what passes there), that of the last one (all gradients), and the optimizer's
+update. The peak is the largest of them, never their sum. Activations come from models/activation_memory.py; the rest
+is here, with the reason beside each count. The test holds it within 15 % of MLX's own counter on a CPU; on GPUs and
+in half precision it is derived, not measured. What to do when it is too much: core/memory_remedies.py.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from core.config import Config
+from core.objectives.linear_cross_entropy import auto_chunk_size
+from models.activation_memory import ActivationMemory, activation_memory
+from models.decoder_config import DecoderConfig, parameter_shapes
+from optimizers.enhanced_optimizers import LionConfig
+from optimizers.muon import MuonConfig, stacks
+from utils.chips import this_chip
+from utils.memory import CACHE_SHARE, format_bytes, memory_limit
+
+FLOAT32 = 4
+LOGITS_ON_CPU = 12
+"""Arrays of all logits that the plain loss makes on a CPU, where nothing is fused: product, shifted, exp in four
+kernels, the target's gather and scatter, the gradient and its sum. All are alive at once (models/activation_memory)."""
+CHUNK_ON_CPU = 4
+"""Arrays of one chunk's logits: the product, the gradient in pieces, joined, and that of the chunk before."""
+KERNELS_OF_UPDATE = 21
+"""Arrays of a parameter's size among the last fifty kernels of an update; the other kernels make scalars."""
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes alive at the peak of a step, by what they are for; 0 for what is not alive then."""
+
+    moment: str
+    """When the peak is."""
+    weights: int
+    """Float32 masters, and the copy that half precision computes with."""
+    optimizer: int
+    """Its state."""
+    ema: int
+    """Averaged weights."""
+    gradients: int
+    """Float32, those summed over micro-batches among them."""
+    activations: int
+    """Of the model's blocks; 0 for a model that cannot be counted."""
+    logits: int
+    """Of the loss."""
+    workspace: int
+    """What the update makes on its way."""
+
+    @property
+    def peak(self) -> int:
+        """The sum. MLX's cache of freed buffers comes on top, and goes when memory is short."""
+        return sum(self[1:])
+
+
+class Step(NamedTuple):
+    """What decides the memory of a step."""
+
+    config: Config
+    model_config: Any
+    micro_batch_size: int
+    optimizer_bytes: int
+    precision: str
+    world_size: int = 1
+    on_cpu: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Sequences of one rank's update."""
+        return self.config.rows_per_batch // self.world_size
+
+    def with_changes(self, section: str, **changes: Any) -> "Step":
+        """The same step under another config."""
+        changed = getattr(self.config, section).model_copy(update=changes)
+        return self._replace(config=self.config.model_copy(update={section: changed}))
+
+
+def step_of(
+    config: Config,
+    model_config: Any,
+    *,
+    micro_batch_size: int,
+    optimizer_bytes: int,
+    precision: str,
+    world_size: int = 1,
+    on_cpu: bool | None = None,
+) -> Step:
+    """The step of a run; `on_cpu` None asks the default device. `model_config` knows its vocabulary."""
+    on_cpu = this_chip().kind == "cpu" if on_cpu is None else on_cpu
+    return Step(config, model_config, micro_batch_size, optimizer_bytes, precision, world_size, on_cpu)
+
+
+def limit_of(config: Config) -> int:
+    """Bytes that the run may take: `training.memory_limit`, or the device's own limit."""
+    return config.training.memory_limit or memory_limit()
+
+
+def cache_bytes(limit: int) -> int:
+    """Most that MLX keeps of freed buffers (utils/memory.py); not part of the peak."""
+    return int(limit * CACHE_SHARE)
+
+
+def estimate_memory(step: Step) -> MemoryEstimate:
+    """The largest of the moments of a step."""
+    return max(moments(step), key=lambda estimate: estimate.peak)
+
+
+def moments(step: Step) -> Iterator[MemoryEstimate]:
+    """Each moment that can be the peak."""
+    masters = FLOAT32 * step.model_config.num_params()
+    itemsize = FLOAT32 if step.precision == "float32" else 2
+    weights = masters + (0 if itemsize == FLOAT32 else masters * itemsize // FLOAT32)
+    always = {
+        "weights": weights,
+        "optimizer": step.optimizer_bytes,
+        "ema": masters if step.config.training.weight_ema else 0,
+    }
+    summed = masters if step.micro_batch_size < step.rows else 0
+    blocks = activations_of(step, itemsize)
+    loss = loss_memory(step, itemsize)
+    none = {"activations": 0, "logits": 0, "workspace": 0}
+    yield MemoryEstimate(
+        "in the loss",
+        **always,
+        **none | {"activations": blocks.kept + (0 if loss.is_chunked else blocks.beside_loss), "logits": loss.logits},
+        gradients=summed + loss.gradients,
+    )
+    # A recomputed block comes on top of what was kept.
+    recomputed = blocks.block if step.config.training.recompute_every else 0
+    yield MemoryEstimate(
+        "in the last block's gradient",
+        **always,
+        **none | {"activations": blocks.kept + recomputed + blocks.in_backward},
+        gradients=summed + loss.gradients,
+    )
+    yield MemoryEstimate(
+        "in the first block's gradient",
+        **always,
+        **none | {"activations": blocks.block + blocks.in_backward},
+        gradients=summed + masters,
+    )
+    workspace = update_bytes(step, masters)
+    yield MemoryEstimate("in the update", **always, **none | {"workspace": workspace}, gradients=masters)
+
+
+def activations_of(step: Step, itemsize: int) -> ActivationMemory:
+    """See `activation_memory`; zeros for a model of one's own, which says nothing about its inside."""
+    if not isinstance(step.model_config, DecoderConfig):
+        return ActivationMemory(0, 0, 0, 0)
+    has_segments = getattr(step.config.objective, "document_mask", False)
+    return activation_memory(
+        step.model_config,
+        step.micro_batch_size,
+        step.config.data.sequence_length,
+        itemsize=itemsize,
+        on_cpu=step.on_cpu,
+        recompute_every=step.config.training.recompute_every,
+        has_segments=bool(has_segments),
+    )
+
+
+def chunk_size_of(step: Step) -> int | None:
+    """Tokens of a chunk of the loss; None: all at once."""
+    chunk_size = getattr(step.config.objective, "chunk_size", None)
+    num_tokens = step.micro_batch_size * step.config.data.sequence_length
+    if chunk_size == "auto":
+        return auto_chunk_size(num_tokens, step.model_config.known_vocab_size(), on_gpu=not step.on_cpu)
+    return chunk_size
+
+
+class LossMemory(NamedTuple):
+    """Bytes at the loss."""
+
+    logits: int
+    """And all that is made of them."""
+    gradients: int
+    """Of the head, where the loss computes it on its way."""
+    is_chunked: bool
+    """Chunks take so many kernels that nothing of the blocks passes beside them."""
+
+
+def loss_memory(step: Step, itemsize: int) -> LossMemory:
+    """Zeros for a model of one's own, whose vocabulary is not known to be the size of its logits."""
+    if not isinstance(step.model_config, DecoderConfig):
+        return LossMemory(0, 0, False)
+    vocab_size, hidden = step.model_config.known_vocab_size(), step.model_config.hidden_size
+    num_tokens = step.micro_batch_size * step.config.data.sequence_length
+    # On a GPU: the product, its float32 copy, the gradient in float32 and in the compute precision.
+    fused = 2 * (itemsize + FLOAT32)
+    chunk = chunk_size_of(step)
+    if chunk is None:
+        return LossMemory(num_tokens * vocab_size * (LOGITS_ON_CPU * FLOAT32 if step.on_cpu else fused), 0, False)
+    logits = min(chunk, num_tokens) * vocab_size * (CHUNK_ON_CPU * FLOAT32 if step.on_cpu else fused)
+    # The gradient of the hidden states in chunks, joined, scaled; that of the head before and after the last chunk's is
+    # added, and scaled, of which one stays.
+    head = FLOAT32 * vocab_size * hidden
+    return LossMemory(logits + 3 * num_tokens * hidden * itemsize + 2 * head, head, True)
+
+
+def update_bytes(step: Step, masters: int) -> int:
+    """What the optimizer makes on top of weights, state and gradients, whose memory it reuses as it goes."""
+    num_arrays = len(shapes_of(step.model_config))
+    ahead = min(masters, KERNELS_OF_UPDATE * masters // num_arrays)
+    optimizer = step.config.optimizer
+    found = ahead
+    if isinstance(optimizer, LionConfig):
+        found = masters  # Its direction and its new momentum both need the old momentum.
+    if isinstance(optimizer, MuonConfig):
+        found = ahead + newton_schulz_bytes(optimizer, shapes_of(step.model_config))
+    return found + (ahead if step.config.training.weight_ema else 0)
+
+
+def newton_schulz_bytes(optimizer: MuonConfig, shapes: dict[str, tuple[int, ...]]) -> int:
+    """What the iterations of a stack of matrices leave behind: all of them together are fewer than fifty kernels.
+
+    An iteration makes two products of the short side and the next matrices, beside the stack, its square and its
+    scaled copy. A stack of many has its successor's first half alive with it.
+    """
+    matrices = optimizer.matrix_shapes(shapes)
+    largest, most_stacks = 0, {}
+    for names in stacks(matrices):
+        short, long = sorted(matrices[names[0]])
+        most_stacks[short, long] = most_stacks.get((short, long), 0) + 1
+        stack = FLOAT32 * len(names) * short * long
+        found = round(stack * (3 + optimizer.ns_steps * (1 + 2 * short / long)))
+        largest = max(largest, found if most_stacks[short, long] == 1 else found * 3 // 2)
+    return largest
+
+
+def shapes_of(model_config: Any) -> dict[str, tuple[int, ...]]:
+    """Every parameter; one matrix of all of them for a model of one's own."""
+    if isinstance(model_config, DecoderConfig):
+        return parameter_shapes(model_config)
+    return {"parameters": (1, model_config.num_params())}
+
+
+def choose_micro_batch_size(step: Step, limit: int) -> int:
+    """The largest divisor of a rank's sequences whose estimate fits into `limit` bytes; 1 when none does."""
+    return next((size for size in divisors(step.rows) if fits(step._replace(micro_batch_size=size), limit)), 1)
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, largest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def fits(step: Step, limit: int) -> bool:
+    """Whether the estimated peak is within `limit` bytes."""
+    return estimate_memory(step).peak <= limit
+
+
+def explain(estimate: MemoryEstimate) -> str:
+    """The parts of the peak, for a person."""
+    sizes = zip(MemoryEstimate._fields[1:], estimate[1:], strict=True)
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes if size)
