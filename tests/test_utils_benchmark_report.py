@@ -105,11 +105,11 @@ def test_the_table_leaves_out_empty_columns_and_marks_who_failed(outcomes: dict[
     rows = make_rows(CASE, outcomes | {"torch": absent}, MACHINE)
     headers, lines = cells(rows)
     assert headers == [
-        *("variant", "time", "min", "p10", "p90", "tokens/s", "MFU", "peak", "peak above", "graphs"),
+        *("variant", "ms", "least", "p10-p90", "tokens/s", "MFU", "peak MB", "above MB", "graphs"),
         *("time x", "peak x", "above x"),
     ]
-    assert lines[0][:8] == ["ours", "2,000 ms", "1,000 ms", "1,200 ms", "2,800 ms", "500", "25.0%", "0.00 MB"]
-    assert lines[2] == ["torch (absent)", *["-"] * 12]
+    assert lines[0][:7] == ["ours", "2,000", "1,000", "1,200-2,800", "500", "25.0%", "0.00"]
+    assert lines[2] == ["torch (absent)", *["-"] * 11]
     console = Console(width=200)
     with console.capture() as capture:
         console.print(table(rows))
@@ -126,7 +126,7 @@ def test_markdown_is_added_at_the_end(outcomes: dict[str, Outcome], tmp_path: Pa
     assert lines[:5] == ["# Figures", "", "### Apple M9, today", "", "step: one step"]
     body = [line for line in lines if line.startswith("|")]
     assert {line.count("|") for line in body} == {body[0].count("|")}
-    assert body[2].startswith("| ours | 2,000 ms |")
+    assert body[2].startswith("| ours | 2,000 | 1,000 |")
     assert lines[-1] == "- peer: a|b"
     with pytest.raises(OSError, match="nowhere"):
         append(tmp_path / "nowhere", "x")

@@ -80,7 +80,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=7, help="counted rounds of every variant (%(default)s)")
     add("--warmup", type=int, default=2, help="rounds before them (%(default)s)")
     add("--timeout", type=float, default=600.0, help="seconds a variant may take for a round (%(default)s)")
-    add("--only", action="append", metavar="GLOB", help="measure these variants only; may be repeated")
+    add("--only", action="append", metavar="GLOB", help="these variants or cases only; may be repeated")
     add("--peer-blas", choices=("openblas", "as-installed", "both"), default="openblas", help="mlx-lm's (%(default)s)")
     add("--peer-python", default=sys.executable, metavar="PATH", help="the interpreter that has torch")
     add("--json", type=Path, metavar="PATH", help="write the rows there, one a line")
@@ -99,9 +99,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(case: Case, globs: Sequence[str] | None) -> Case:
-    """The case with the variants that a person asked for."""
-    names = [v for v in case.variants if globs is None or any(fnmatchcase(v.name, glob) for glob in globs)]
-    return case._replace(variants=tuple(names))
+    """The case with the variants that a person asked for; all of them when it was the case that was named."""
+    if globs is None or any(fnmatchcase(case.name, glob) for glob in globs):
+        return case
+    kept = [variant for variant in case.variants if any(fnmatchcase(variant.name, glob) for glob in globs)]
+    return case._replace(variants=tuple(kept))
 
 
 def measure(
@@ -152,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = [chosen(case, options.only) for name in names for case in SUITES[name](work)]
         cases = [case for case in cases if case.variants]
         if not cases:
-            raise ConfigError(f"--only {' '.join(options.only)} matches no variant of suite {options.suite}")
+            asked = " ".join(options.only)
+            raise ConfigError(f"--only {asked} matches no variant and no case of suite {options.suite}")
         rows, outcomes = measure(cases, options, machine, console)
     if options.bars:
         console.print(bars_table(outcomes))

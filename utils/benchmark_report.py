@@ -207,31 +207,35 @@ def odd_values(case: Case, outcome: Outcome, first: Outcome) -> list[str]:
     return [f"computed {value:.6g} where the first computed {expected:.6g}"]
 
 
-def format_bytes(count: float) -> str:
-    """Megabytes, powers of ten: figures of one column compare at a glance."""
-    return f"{count / 1e6:,.0f} MB" if count >= 10e6 else f"{count / 1e6:.2f} MB"
+def megabytes(count: float) -> str:
+    """Powers of ten, one unit for a column: figures compare at a glance."""
+    return f"{count / 1e6:,.0f}" if count >= 10e6 else f"{count / 1e6:.2f}"
 
 
-def format_seconds(seconds: float) -> str:
-    """Milliseconds with three digits or so."""
-    return f"{seconds * 1e3:,.0f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"
+def milliseconds(seconds: float) -> str:
+    """Three digits or so."""
+    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.2f}"
+
+
+def middle(times: Row) -> str:
+    """10th to 90th percentile."""
+    return f"{milliseconds(times['p10'])}-{milliseconds(times['p90'])}"
 
 
 COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Any], str]]] = {
-    "time": (("seconds", "median"), format_seconds),
-    "min": (("seconds", "min"), format_seconds),
-    "p10": (("seconds", "p10"), format_seconds),
-    "p90": (("seconds", "p90"), format_seconds),
+    "ms": (("seconds", "median"), milliseconds),
+    "least": (("seconds", "min"), milliseconds),
+    "p10-p90": (("seconds",), middle),
     "tokens/s": (("tokens_per_second",), "{:,.0f}".format),
     "prefill/s": (("prefill_tokens_per_second",), "{:,.0f}".format),
     "decode/s": (("decode_tokens_per_second",), "{:,.1f}".format),
     "MFU": (("mfu",), "{:.1%}".format),
-    "peak": (("peak_bytes",), format_bytes),
-    "peak above": (("peak_above_bytes",), format_bytes),
-    "active": (("active_bytes",), format_bytes),
-    "cache": (("cache_bytes",), format_bytes),
-    "RSS growth": (("max_rss_growth_bytes",), format_bytes),
-    "state": (("state_bytes",), format_bytes),
+    "peak MB": (("peak_bytes",), megabytes),
+    "above MB": (("peak_above_bytes",), megabytes),
+    "active MB": (("active_bytes",), megabytes),
+    "cache MB": (("cache_bytes",), megabytes),
+    "RSS MB": (("max_rss_growth_bytes",), megabytes),
+    "state MB": (("state_bytes",), megabytes),
     "packed": (("packed_fraction",), "{:.2%}".format),
     "graphs": (("compiled_variants",), "{}".format),
     "time x": (("seconds_ratio",), "{:.3f}".format),

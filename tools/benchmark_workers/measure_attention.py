@@ -1,7 +1,8 @@
 """A worker of tools/benchmark.py: attention forward and backward, compiled, one call a round.
 
 The gradient with respect to queries, keys and values of sum(out * cotangent), so that forward and backward both run.
-Queries, keys and values are held before the call; its memory is the peak above them.
+Queries, keys and values are held before the call; its memory is the peak above them. Without a section of the config:
+`mx.fast.scaled_dot_product_attention`, with an array for a mask that it has no name for.
 """
 
 import core  # noqa: F401 -- before MLX
@@ -23,11 +24,21 @@ from utils.schema import OneOf
 Section = Annotated[AttentionConfig, OneOf("models.attention:ATTENTION", "attention")]
 
 
+def mlx_attend(q_BHLK: mx.array, k_BGSK: mx.array, v_BGSK: mx.array, mask: Mask, scale: float) -> mx.array:
+    """MLX's own operation."""
+    L = q_BHLK.shape[2]
+    named = "causal" if mask.window is None else mask.array(L, L)
+    return mx.fast.scaled_dot_product_attention(q_BHLK, k_BGSK, v_BGSK, scale=scale, mask=named)
+
+
 def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     """Draw the inputs; a round is one value and gradient."""
     set_cache_limit()
-    config: AttentionConfig = build_section(Section, spec["attention"])
-    attend: Any = config.build()
+    attend: Any = mlx_attend
+    about = "mx.fast.scaled_dot_product_attention"
+    if spec["attention"] is not None:
+        config: AttentionConfig = build_section(Section, spec["attention"])
+        attend, about = config.build(training=True), config.explain()
     mask = Mask("causal", window=spec["window"])
     B, H, G, L, K = (spec[name] for name in ("rows", "heads", "groups", "length", "head_dim"))
     dtype = DTYPES[spec["precision"]]
@@ -55,7 +66,7 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
         row = time_on_mlx(run)
         return row | {"compiled_variants": num_traces, "value": values.pop()}
 
-    return {"attention": config.explain()}, measure
+    return {"attention": about}, measure
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A worker of tools/benchmark.py: the loss from hidden states to gradients, compiled, one call a round.
 
 A model that is nothing but its hidden states and its output layer goes through the objective itself, so what is
-measured is what training runs: head product, softmax, gradients of both. Its memory is the peak above the two.
+measured is what training runs: head product, softmax, gradients of both. Its memory is the peak above the two. Without
+an objective: `mlx.nn.losses.cross_entropy` on all logits, as a script of one's own would have it.
 """
 
 import core  # noqa: F401 -- before MLX
@@ -49,11 +50,19 @@ class HeadOnly(nn.Module):
         return self.weight
 
 
+def mlx_loss(model: HeadOnly, batch: Batch) -> Loss:
+    """MLX's own, summed in float32."""
+    losses_BL = nn.losses.cross_entropy(model(batch.tokens, None), batch.targets)
+    return Loss(losses_BL.astype(mx.float32).sum(), batch.weights.sum(), {})
+
+
 def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     """Draw hidden states and weights; a round is one value and gradient."""
     set_cache_limit()
     num_rows, length, vocab_size, hidden = (spec[name] for name in ("rows", "length", "vocab_size", "hidden_size"))
-    objective = build_section(Section, spec["objective"]).build(vocab_size)
+    objective: Any = mlx_loss
+    if spec["objective"] is not None:
+        objective = build_section(Section, spec["objective"]).build(vocab_size)
     dtype = DTYPES[spec["precision"]]
     states = mx.random.normal((num_rows, length, hidden), dtype, key=mx.random.key(0))
     model = HeadOnly(states, mx.random.normal((vocab_size, hidden), dtype, scale=0.02, key=mx.random.key(1)))

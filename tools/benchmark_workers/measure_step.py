@@ -139,7 +139,6 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     weights = num_bytes(parts.model.parameters())
     facts = {
         "parameters": plan.num_params,
-        "flops_per_token": plan.flops_per_token,
         "precision": plan.precision,
         "attention": plan.attention,
         "blas": openblas_version(),
