@@ -14,15 +14,16 @@ Units: bytes. D, F, Q, G are one array [B, L, hidden | intermediate | query head
 from typing import Literal, NamedTuple
 
 from models.attention.block_attention import block_size
+from models.attention.blockwise import CPU_TILE_BYTES, GPU_TILE_BYTES, MOST_TILES
 from models.decoder_config import DecoderConfig
 
 Path = Literal["simple", "blocks", "linear"]
 FLOAT32 = 4
 
-TILES_AHEAD = 12
-"""Blockwise attention: arrays of one tile's size among the last fifty kernels, two tiles of six."""
-TILE_BYTES = {"cpu": 2**20, "gpu": 2**26}
-"""What models/attention/blockwise.py gives a tile's scores."""
+TILES_AHEAD = 14
+"""Blockwise attention: arrays of one tile's scores among the last fifty kernels, about six for each of two tiles."""
+BLOCK_SIZE = 128
+"""Queries of a tile where the config leaves it open."""
 
 
 class Sizes(NamedTuple):
@@ -156,6 +157,13 @@ def causal_blocks(length: int) -> int:
 
 
 def tile_bytes(config: DecoderConfig, rows: int, length: int, on_cpu: bool) -> int:
-    """What passes in blockwise attention; a GPU's own kernel needs less."""
-    scores = FLOAT32 * rows * config.num_attention_heads * length * length
-    return min(TILES_AHEAD * TILE_BYTES["cpu" if on_cpu else "gpu"], 6 * scores)
+    """What passes in blockwise attention: tiles of one block of queries against all keys it may see, of so many heads
+    as `heads_of_a_tile` in models/attention/blockwise.py puts together. None in a GPU's fused kernel."""
+    if not on_cpu and config.attention.type in ("auto", "flash"):
+        return 0
+    groups, heads = config.num_groups, config.num_attention_heads
+    block = getattr(config.attention, "block_size", None) or BLOCK_SIZE
+    one = FLOAT32 * (heads // groups) * min(block, length) * length
+    cached = (CPU_TILE_BYTES if on_cpu else GPU_TILE_BYTES) // one
+    at_once = max(1, cached, -(-rows * groups * -(-length // block) // MOST_TILES))
+    return TILES_AHEAD * one * min(at_once, rows * groups)

@@ -52,7 +52,14 @@ def test_a_model_of_32_billion_is_counted_without_allocating(
     mx.reset_peak_memory()
     dry_run(tiny_config(tmp_path, model=HUGE, data={"tokenizer": {"type": "bytes"}}))
     assert mx.get_peak_memory() - before < 10_000_000
-    assert "(31.2B)" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "(31.2B)" in captured.out
+    assert "this machine will not train it" in captured.err
+
+
+def test_a_limit_that_was_given_is_one_of_any_machine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="training.memory_limit, 1 kB, is less than the weights alone"):
+        dry_run(tiny_config(tmp_path, training={"memory_limit": 1000}))
 
 
 def test_missing_data_and_tokenizer_are_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,6 @@ from core.plan import (
     disk_warning,
     due,
     estimate_seconds,
-    format_bytes,
     format_duration,
     free_bytes,
     make_plan,
@@ -29,6 +28,7 @@ from core.run import run_folder
 from distributed.group import SingleConfig
 from tests.tiny_run import metric_rows, quiet_train, tiny_config
 from utils.errors import ConfigError
+from utils.memory import format_bytes, memory_limit
 
 
 def plan_of(config: Config, world_size: int = 1, **known: Any) -> Plan:
@@ -186,11 +186,42 @@ def test_the_printed_plan_holds_the_exact_numbers(tmp_path: Path) -> None:
     json.dumps(plan._asdict())
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (3e12, "3 TB")]
-)
-def test_bytes_for_people(count: float, text: str) -> None:
-    assert format_bytes(count) == text
+def test_the_printed_plan_says_what_memory_is_for(tmp_path: Path) -> None:
+    plan = plan_of(tiny_config(tmp_path), optimizer_bytes=12345)
+    printed = rows(plan, tmp_path)
+    start = [name for name, _ in printed].index("memory")
+    peak, parts, cache = (text for _, text in printed[start : start + 3])
+    assert peak.startswith(f"about {format_bytes(plan.memory.peak)} of {format_bytes(plan.memory_limit)} at the peak")
+    assert f"weights {format_bytes(4 * plan.num_params)}, optimizer 12.3 kB" in parts
+    assert f"up to {format_bytes(plan.memory_limit // 2)}" in cache
+    assert plan.memory_limit == memory_limit()
+
+
+def test_auto_takes_the_largest_micro_batch_that_fits_and_says_so(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, training={"batch_size": 24})
+    peaks = {size: plan_of(with_memory(config, size)).memory.peak for size in (1, 2, 3, 4, 6, 8, 12, 24)}
+    for size, peak in peaks.items():
+        plan = plan_of(with_memory(config, "auto", peak))
+        assert plan.micro_batch_size == size
+        assert plan.memory.peak == peak
+        assert f"; micro-batches of {size} are the largest that fit" in dict(rows(plan, tmp_path))["batch"]
+    assert "largest" not in dict(rows(plan_of(config), tmp_path))["batch"]
+    assert plan_of(with_memory(config, "auto"), world_size=2).micro_batch_size == 12
+
+
+def with_memory(config: Config, micro_batch_size: Any, limit: int | None = None) -> Config:
+    """Another micro-batch and memory limit."""
+    update = {"micro_batch_size": micro_batch_size, "memory_limit": limit}
+    return config.model_copy(update={"training": config.training.model_copy(update=update)})
+
+
+def test_a_step_that_does_not_fit_is_refused_unless_it_need_not(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, training={"batch_size": 64})
+    small = with_memory(config, None, plan_of(config).memory.peak // 2)
+    with pytest.raises(ConfigError, match=r"training\.micro_batch_size: \d+ \("):
+        plan_of(small)
+    plan = plan_of(small, must_fit=False)
+    assert plan.memory.peak > plan.memory_limit
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,22 @@ def test_the_cache_is_half_of_the_limit_and_in_force() -> None:
     memory.set_cache_limit()
 
 
+def test_limits_are_in_force() -> None:
+    before = mx.set_memory_limit(1 << 40)
+    try:
+        memory.set_limits(1 << 31)
+        assert mx.set_memory_limit(1 << 31) == 1 << 31
+        assert mx.set_cache_limit(1 << 30) == 1 << 30
+    finally:
+        mx.set_memory_limit(before)
+        memory.set_cache_limit()
+
+
+def test_bytes_for_people() -> None:
+    texts = {0: "0 bytes", 999: "999 bytes", 1500: "1.5 kB", 2.5e9: "2.5 GB", 3e12: "3 TB"}
+    assert {count: memory.format_bytes(count) for count in texts} == texts
+
+
 def test_freed_buffers_are_kept() -> None:
     memory.set_cache_limit()
     mx.clear_cache()
