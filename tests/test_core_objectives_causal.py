@@ -10,6 +10,7 @@ from core.evaluation import number
 from core.objectives.causal import CausalConfig
 from data.batch import Batch
 from models.attention.mask import Mask
+from utils.errors import ConfigError
 
 ROWS, LENGTH, VOCABULARY = 3, 5, 11
 
@@ -111,3 +112,25 @@ def test_documents_are_cut_apart_on_request() -> None:
     CausalConfig(document_mask=True).build(VOCABULARY)(model, batch)
     assert model.mask.kind == "causal"
     assert model.mask.segments is batch.segments
+
+
+@pytest.mark.parametrize("num_lookahead", [0, 1, 3, LENGTH])
+def test_a_position_that_sees_its_own_target_counts_for_nothing(num_lookahead: int) -> None:
+    """Positions 0 to n - 1 see each other, so all of them but the last see the token that follows them."""
+    logits, batch = random_logits(), make_batch()
+    model: Any = FixedLogits(mx.array(logits.astype(np.float32)))
+    model.num_lookahead = num_lookahead
+    weights = np.array(batch.weights)
+    weights[:, : max(num_lookahead - 1, 0)] = 0
+    expected = expected_total(logits, batch._replace(weights=mx.array(weights)))
+    objective = CausalConfig().build(VOCABULARY)
+    for loss in (objective(model, batch), objective.evaluate(model, batch)):
+        np.testing.assert_allclose(number(loss.total), expected, rtol=1e-6)
+        assert number(loss.weight) == weights.sum()
+
+
+def test_rows_that_hold_nothing_but_prefix_are_refused() -> None:
+    model: Any = FixedLogits(mx.array(random_logits().astype(np.float32)))
+    model.num_lookahead = LENGTH + 1
+    with pytest.raises(ConfigError, match=r"first 6 positions .* rows have 5: .* lower it to 5"):
+        CausalConfig().build(VOCABULARY)(model, make_batch())

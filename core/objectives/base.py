@@ -55,6 +55,8 @@ class ObjectiveConfig(TypedSection):
 
 def cross_entropy(logits_BLV: mx.array, targets_BL: mx.array) -> mx.array:
     """-log softmax(logits)[target] for each position, [B, L] float32 nats, whatever the logits' dtype."""
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return mx.fast.cross_entropy(logits_BLV, targets_BL)  # One kernel that sums in float32.
     logits_BLV = logits_BLV.astype(mx.float32)
     if not has_slow_exp(logits_BLV):
         return mx.fast.cross_entropy(logits_BLV, targets_BL)

@@ -55,6 +55,6 @@ class CausalObjective(CrossEntropyObjective):
         if num_lookahead > length:
             raise ConfigError(
                 f"the model's attention lets the first {num_lookahead} positions of a row see later ones, and rows "
-                f"have {length}: no token is left to predict; lower it below {length}, or lengthen the rows"
+                f"have {length}: no token is left to predict; lower it to {length} or less, or lengthen the rows"
             )
         return batch.weights * (mx.arange(length) >= num_lookahead - 1)
