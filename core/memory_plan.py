@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from core.config import Config
-from core.objectives.linear_cross_entropy import auto_chunk_size
+from core.objectives.linear_cross_entropy import PIECE, auto_chunk_size
 from models.activation_memory import ActivationMemory, activation_memory
 from models.decoder_config import DecoderConfig, parameter_shapes
 from optimizers.enhanced_optimizers import LionConfig
@@ -23,8 +23,10 @@ FLOAT32 = 4
 LOGITS_ON_CPU = 12
 """Arrays of all logits that the plain loss makes on a CPU, where nothing is fused: product, shifted, exp in four
 kernels, the target's gather and scatter, the gradient and its sum. All are alive at once (models/activation_memory)."""
-CHUNK_ON_CPU = 4
-"""Arrays of one chunk's logits: the product, the gradient in pieces, joined, and that of the chunk before."""
+CHUNK_ON_CPU = 3
+"""Arrays of one chunk's logits: the product, the gradient in pieces, and joined."""
+PIECES_AHEAD = 6
+"""Pieces of chunks among the last fifty kernels: what they made of the chunk before is still alive."""
 KERNELS_OF_UPDATE = 21
 """Arrays of a parameter's size among the last fifty kernels of an update; the other kernels make scalars."""
 
@@ -192,11 +194,18 @@ def loss_memory(step: Step, itemsize: int) -> LossMemory:
     chunk = chunk_size_of(step)
     if chunk is None:
         return LossMemory(num_tokens * vocab_size * (LOGITS_ON_CPU * FLOAT32 if step.on_cpu else fused), 0, False)
-    logits = min(chunk, num_tokens) * vocab_size * (CHUNK_ON_CPU * FLOAT32 if step.on_cpu else fused)
+    logits = min(chunk, num_tokens) * vocab_size
+    alive = CHUNK_ON_CPU * FLOAT32 * chunks_alive(num_tokens / chunk, logits) if step.on_cpu else fused
     # The gradient of the hidden states in chunks, joined, scaled; that of the head before and after the last chunk's is
     # added, and scaled, of which one stays.
     head = FLOAT32 * vocab_size * hidden
-    return LossMemory(logits + 3 * num_tokens * hidden * itemsize + 2 * head, head, True)
+    return LossMemory(round(logits * alive) + 3 * num_tokens * hidden * itemsize + 2 * head, head, True)
+
+
+def chunks_alive(num_chunks: float, logits_of_chunk: int) -> float:
+    """How many chunks' arrays a CPU holds: the current one, and of those before it what the last pieces have made."""
+    before = PIECES_AHEAD / max(1, logits_of_chunk / PIECE)
+    return max(1.0, min(num_chunks - 1, 1.0) + min(num_chunks - 1, before))
 
 
 def update_bytes(step: Step, masters: int) -> int:

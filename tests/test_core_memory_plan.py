@@ -77,6 +77,14 @@ MEASURED: dict[str, dict[str, Any]] = {
         "data": {"sequence_length": 512},
         "training": {"batch_size": 2},
     },
+    "block by block": {
+        "model": {
+            "num_key_value_heads": 2,
+            "attention": {"type": "flex", "mods": [{"type": "sliding_window", "window": 256}, {"type": "alibi"}]},
+        },
+        "data": {"sequence_length": 2048},
+        "training": {"batch_size": 1},
+    },
     "large vocabulary": {
         "model": {"hidden_size": 256, "intermediate_size": 704, "vocab_size": 8192, "num_attention_heads": 8}
     },
