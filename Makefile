@@ -26,7 +26,7 @@ golden:
 
 bench:
 	$(PYTHON) tools/benchmark-blas.py
-	$(PYTHON) tools/benchmark-step.py
+	$(PYTHON) tools/benchmark.py all --bars
 
 # Versions only: no hosts, no paths, and not the tools that install.
 lock:

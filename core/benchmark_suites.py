@@ -80,6 +80,8 @@ BARS = (
     Bar("whole step, savers on: peak against mlx-lm", STEP, PEAK, "ours, savers on", PEER, "<=", 0.36),
     Bar("the same: time against mlx-lm", STEP, SECONDS, "ours, savers on", PEER, "<=", 1.1),
     Bar("whole step, savers off: tokens/s against mlx-lm", STEP, SECONDS, PEER, "ours, savers off", ">=", 0.98),
+    Bar("memory planned for ours: off by", STEP, "plan_error", "ours", None, "<=", 0.15),
+    Bar("for ours, savers on: off by", STEP, "plan_error", "ours, savers on", None, "<=", 0.15),
     Bar("compiled variants of our step", STEP, "compiled_variants", "ours", None, "<=", 1),
 )
 

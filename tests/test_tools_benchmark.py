@@ -76,7 +76,8 @@ def test_the_step_suite(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert page.read_text().startswith("# Figures\n\n### ")
     assert page.read_text().count("\n| ") == len(rows) + 2
     assert "compiled variants of our step" in text
-    assert text.count("not measured") == len(BARS) - 4
+    assert text.count("not measured") == len(BARS) - 6
+    assert all(("plan_error" in row) == row["variant"].startswith("ours") for row in rows)
 
 
 def test_checkpointing_loss_and_attention(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,12 @@ def test_a_variant_that_computed_something_else_is_told(outcomes: dict[str, Outc
     assert notes(make_rows(case._replace(tolerance=None), outcomes, MACHINE)) == []
 
 
+def test_more_than_the_peak_is_told(outcomes: dict[str, Outcome]) -> None:
+    ours, _ = make_rows(CASE._replace(peak_flops=2e9), outcomes, MACHINE)
+    assert ours["mfu"] == 1.5
+    assert ours["note"].startswith("MFU above 100 %")
+
+
 def test_no_ratio_to_a_peak_that_is_nothing(outcomes: dict[str, Outcome]) -> None:
     first = Outcome("ok", "", {}, [answer(1.0, 1000, 999, 0.0)])
     _, peer = make_rows(CASE, {"ours": with_peak_above(first), "peer": outcomes["peer"]}, MACHINE)

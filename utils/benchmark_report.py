@@ -162,6 +162,8 @@ def make_row(case: Case, name: str, outcome: Outcome, first: Outcome, machine: R
         row |= ratios(outcome, first)
         row |= phase_rates(outcome, case)
         notes += odd_values(case, outcome, first)
+        if (row.get("mfu") or 0) > 1:
+            notes.append("MFU above 100 %: the peak was measured while the machine did something else as well")
     return row | {"note": "; ".join(notes)}
 
 
@@ -175,7 +177,7 @@ def ratios(outcome: Outcome, first: Outcome) -> Row:
 
 
 def peaks(outcome: Outcome) -> Row:
-    """The largest of each count of bytes and of compiled variants, where it was measured."""
+    """The largest of each figure that is not a time, where it was measured."""
     keys = (
         "peak_bytes",
         "peak_above_bytes",
@@ -183,6 +185,7 @@ def peaks(outcome: Outcome) -> Row:
         "cache_bytes",
         "max_rss_growth_bytes",
         "compiled_variants",
+        "plan_error",
     )
     return {key: value for key in keys if (value := outcome.largest(key)) is not None}
 
@@ -237,6 +240,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Any], str]]] = {
     "RSS MB": (("max_rss_growth_bytes",), megabytes),
     "state MB": (("state_bytes",), megabytes),
     "packed": (("packed_fraction",), "{:.2%}".format),
+    "plan off": (("plan_error",), "{:.1%}".format),
     "graphs": (("compiled_variants",), "{}".format),
     "time x": (("seconds_ratio",), "{:.3f}".format),
     "peak x": (("peak_bytes_ratio",), "{:.3f}".format),

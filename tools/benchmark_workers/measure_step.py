@@ -152,7 +152,8 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     def measure() -> Row:
         row = time_on_mlx(lambda: losses.append(run().item()), held)
         variants = group.num_traces if config.training.compile else None
-        return row | {"compiled_variants": variants, "value": losses[0]}
+        row |= {"compiled_variants": variants, "value": losses[0]}
+        return row if is_bare else row | {"plan_error": abs(plan.memory.peak / row["peak_bytes"] - 1)}
 
     return facts, measure
 
