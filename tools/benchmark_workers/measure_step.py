@@ -45,6 +45,14 @@ class RandomTokensConfig(DataConfig):
         tokenizer = SimpleNamespace(vocab_size=self.vocab_size)
         return SimpleNamespace(tokenizer=tokenizer, rows_per_epoch=2**20, validation_bytes=0)
 
+    def expected_vocab_size(self) -> int | None:
+        """Known from the start."""
+        return self.vocab_size
+
+    def find_problems(self) -> list[str]:
+        """Nothing can be missing."""
+        return []
+
 
 class CountingGroup(ProcessGroup):
     """A group of one that counts how often the step is traced: a trace sums over the group once."""
