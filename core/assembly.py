@@ -18,8 +18,10 @@ from core.agreement import together
 from core.checkpoint import Restored, Snapshot, newest_valid
 from core.config import Config
 from core.guard import Guard, initial_guard
+from core.memory_plan import limit_of
+from core.memory_remedies import check_fits
 from core.objectives.base import Objective, ObjectiveConfig
-from core.plan import Plan, make_plan
+from core.plan import Plan, chosen_step, make_plan
 from core.precision import precision_warning, resolve_precision
 from core.self_test import check_device, fused_head_dim
 from data.sources import TextSourceConfig
@@ -92,9 +94,18 @@ def build_parts(
         source = initial_folder(Path(config.init_from)) if initialise and config.init_from is not None else None
         if tokenizer is None and config.init_from is not None:
             tokenizer = initial_tokenizer(Path(config.init_from), say)
+        refuse_too_large(config, tokenizer, precision, group.size)
     dataset = build_dataset(config, group, tokenizer, say)
     model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
     model = model_config.build(seed=config.seed)
+    plan = make_plan(
+        config,
+        model_config,
+        precision=precision,
+        optimizer_bytes=count_optimizer_bytes(config, dict(tree_flatten(model.trainable_parameters()))),
+        world_size=group.size,
+        rows_per_epoch=dataset.rows_per_epoch,
+    )
     set_recomputation(model, config)
     if source is not None:
         initialise_from(source, model, model_config)
@@ -103,18 +114,32 @@ def build_parts(
     optimizer = config.optimizer.build(model.trainable_parameters())
     if group.is_main and (warning := precision_warning(config.training.precision, precision)):
         warn(warning)
-    plan = make_plan(
-        config,
-        model_config,
-        precision=precision,
-        optimizer_bytes=sum(array.nbytes for array in optimizer.state_dict().values()),
-        world_size=group.size,
-        rows_per_epoch=dataset.rows_per_epoch,
-    )
     refuse_blind_patience(config, dataset)
     fit_threads(plan.flops_per_token * plan.micro_batch_size * plan.sequence_length)
     ema = copy_tree(model.trainable_parameters()) if config.training.weight_ema else None
     return Parts(dataset, model_config, model, objective, optimizer, initial_guard(precision), ema, plan)
+
+
+def refuse_too_large(config: Config, tokenizer: Tokenizer | None, precision: str, world_size: int) -> None:
+    """Raise ConfigError for a step that cannot fit, before the data is prepared, where the vocabulary is known by then.
+
+    A model is described here, not made: its weights are lazy and dropped.
+    """
+    num_tokens = config.data.expected_vocab_size() if tokenizer is None else tokenizer.vocab_size
+    if num_tokens is None:
+        return
+    model_config = complete_model_config(config, num_tokens)
+    parameters = dict(tree_flatten(model_config.build(seed=config.seed).trainable_parameters()))
+    optimizer_bytes = count_optimizer_bytes(config, parameters)
+    check_fits(chosen_step(config, model_config, optimizer_bytes, precision, world_size), limit_of(config))
+
+
+def count_optimizer_bytes(config: Config, parameters: dict[str, mx.array]) -> int:
+    """Bytes of the optimizer's state, from arrays that are never evaluated."""
+    shapes = {name: array.shape for name, array in parameters.items()}
+    groups = config.optimizer.groups(shapes)
+    starts = [group.start(shapes[name]) for group in groups for name in group.decay]
+    return sum(array.nbytes for start in starts for array in start.values())
 
 
 def set_recomputation(model: nn.Module, config: Config) -> None:

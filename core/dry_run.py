@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from core.assembly import complete_model_config
+from core.assembly import complete_model_config, count_optimizer_bytes
 from core.config import Config
 from core.memory_remedies import check_fits
 from core.plan import Plan, chosen_step, disk_warning, make_plan, rows
@@ -76,11 +76,3 @@ def used_units(config: Config) -> set[str]:
     evaluation = config.evaluation
     lengths = (config.training.duration, config.schedule.warmup, config.logging.every, config.checkpoint.every)
     return {length.unit for length in (*lengths, evaluation.every, evaluation.samples.every) if length is not None}
-
-
-def count_optimizer_bytes(config: Config, parameters: dict[str, mx.array]) -> int:
-    """Bytes of the optimizer's state, from arrays that are never evaluated."""
-    shapes = {name: array.shape for name, array in parameters.items()}
-    groups = config.optimizer.groups(shapes)
-    starts = [group.start(shapes[name]) for group in groups for name in group.decay]
-    return sum(array.nbytes for start in starts for array in start.values())

@@ -39,7 +39,7 @@ from data.batch import Batch
 from data.tokenizer import Tokenizer
 from utils.cli import Parser, run_command, warn
 from utils.matmul import matmul_gflops
-from utils.memory import set_cache_limit
+from utils.memory import set_limits
 
 MAX_STEPS_IN_FLIGHT = 2
 
@@ -140,7 +140,6 @@ def train(
     Raises:
         UserError: something a person can fix; what was saved before is untouched.
     """
-    set_cache_limit()
     group = config.distributed.build()
     say = say if group.is_main else lambda line: None
     with together(group):
@@ -152,6 +151,7 @@ def train(
             checkpoint = newest_valid(run.checkpoints, warn if group.is_main else lambda line: None) if resume else None
             tokenizer = run_tokenizer(run) if resume else None
         parts = build_parts(config, group, tokenizer, say, initialise=checkpoint is None)
+        set_limits(parts.plan.memory_limit)
         with together(group):
             run.start(config, overwrite=overwrite)
             progress = continue_from(run, parts, checkpoint, say)

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from core.assembly import build_parts
-from core.dry_run import count_optimizer_bytes, dry_run
+from core.assembly import build_parts, count_optimizer_bytes
+from core.dry_run import dry_run
 from core.run import run_folder
 from distributed.group import SingleConfig
 from optimizers import OPTIMIZERS
