@@ -23,6 +23,7 @@ from utils.benchmark_report import Bar, Case, Variant, command_of
 from utils.benchmarking import Row
 from utils.chips import this_chip
 from utils.errors import ConfigError
+from utils.fast_blas import needs_openblas
 from utils.machine import Machine
 from utils.memory import memory_limit
 from utils.schema import OneOf
@@ -64,7 +65,8 @@ SHAPES = {
 """tiny is for tests; 34m the comparison of the issue; the others for a GPU."""
 
 ATTENTION, WINDOW, LOSS = "attention/causal 2048", "attention/window 256 of 4096", "loss/head and loss"
-MEMORY, STEP, PEER = "memory/checkpointing", "step/one step", "mlx-lm + OpenBLAS"
+MEMORY, STEP = "memory/checkpointing", "step/one step"
+PEER = "mlx-lm + OpenBLAS" if needs_openblas() else "mlx-lm"
 SECONDS, PEAK, ABOVE = "seconds", "peak_bytes", "peak_above_bytes"
 BARS = (
     Bar("flash, 1x8x2048x64 backward: times less peak than simple", ATTENTION, ABOVE, "simple", "flash", ">=", 4.0),
@@ -279,13 +281,13 @@ def ours(work: Work, name: str, overrides: Sequence[str] = (), kind: str = "ours
 
 
 def mlx_lm_variants(work: Work, spec: Row) -> list[Variant]:
-    """mlx-lm with OpenBLAS ahead of its own BLAS, as installed, or both."""
+    """mlx-lm with OpenBLAS ahead of its own BLAS, as installed, or both; one where MLX needs no OpenBLAS."""
     worker, needs, problem = WORKERS / "measure_mlx_lm.py", (sys.executable, "mlx_lm"), causal_only(work.config)
-    peers = ((PEER, True, "openblas"), ("mlx-lm as installed", False, "as-installed"))
+    peers = [(PEER, True, "openblas"), ("mlx-lm as installed", False, "as-installed")][: 2 if needs_openblas() else 1]
     return [
         Variant(name, command_of(worker, spec | {"openblas": fast}), needs, problem)
         for name, fast, when in peers
-        if work.peer_blas in (when, "both")
+        if work.peer_blas in (when, "both") or (fast and not needs_openblas())
     ]
 
 

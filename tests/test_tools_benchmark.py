@@ -126,6 +126,14 @@ def test_peers_that_are_absent_or_cannot_do_it_are_listed(
     assert "only we train objective 'denoise'" in rows[0]["note"]
 
 
+@pytest.mark.slow
+def test_pytorch_computes_the_same_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    """On our weights, eager and compiled; a parameter that differs would be an error."""
+    rows, _ = benchmark(capsys, "step", "--only", "ours", "--only", "PyTorch eager", "--only", "torch.compile")
+    assert [row["variant"] for row in rows] == ["ours", "PyTorch eager", "torch.compile"]
+    check_ok(rows)
+
+
 def test_a_config_of_ones_own(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     model = "{hidden_size: 32, num_attention_heads: 2, num_hidden_layers: 1, intermediate_size: 64}"

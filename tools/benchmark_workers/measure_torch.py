@@ -127,8 +127,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     }
 
 
+def pick_device(backend: str) -> str:
+    """PyTorch's name of the device that MLX runs on; the CPU when this PyTorch cannot use it."""
+    if backend == "cuda" and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if backend == "metal" and torch.backends.mps.is_available() else "cpu"
+
+
 def memory(device: str) -> Row:
-    """The CUDA allocator's counters; PyTorch's CPU allocator has none."""
+    """The CUDA allocator's counters; PyTorch's others know no peak."""
     if device != "cuda":
         return {}
     active, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
@@ -138,7 +145,7 @@ def memory(device: str) -> Row:
 
 def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     """Build the model and load our weights; a round is one step."""
-    device = "cuda" if torch.cuda.is_available() and spec["device"] != "cpu" else "cpu"
+    device = pick_device(spec["device"])
     torch.set_float32_matmul_precision("high")
     folder = Path(spec["folder"])
     model = Llama(json.loads((folder / "config.json").read_text()), spec["length"])
@@ -162,7 +169,6 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     def measure() -> Row:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
         start = time.perf_counter()
         losses.append(step().item())
         if device == "cuda":
@@ -174,7 +180,7 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "attention": "scaled_dot_product_attention",
-        "blas": f"torch, {torch.get_num_threads()} threads",
+        "blas": f"torch on {device}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__},
     }
     return facts, measure
