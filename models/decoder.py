@@ -13,6 +13,7 @@ import mlx.nn as nn
 from models.attention.mask import Mask
 from models.cache import KVCache
 from models.checkpointing import recomputed
+from models.elementary import tanh
 from models.layers import Embedding, Linear, RMSNorm, Rotary, swiglu
 from models.noise import drop
 
@@ -138,7 +139,7 @@ class Decoder(nn.Module):
         """Logits of hidden states."""
         logits_BLV = hidden_BLD @ self.head_weight.T
         cap = self.logit_soft_cap
-        return logits_BLV if cap is None else cap * mx.tanh(logits_BLV / cap)
+        return logits_BLV if cap is None else cap * tanh(logits_BLV / cap)
 
     @property
     def head_weight(self) -> mx.array:
