@@ -19,6 +19,7 @@ from utils.yaml_file import Mapping, Node, Scalar, describe, value_of
 SCHEDULES = {"cosine_with_warmup": "cosine", "cosine": "cosine", "linear": "linear"}
 DEFAULT_SPECIAL_TOKENS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>"}
 DEFAULT_SAMPLE_INTERVAL = 1000
+DEFAULT_CHECKPOINTING_RATIO = 0.5
 
 
 class Translation(NamedTuple):
@@ -60,6 +61,7 @@ def translate(root: Mapping) -> Translation:
     translate_optimizer(work)
     _translate_periods(work)
     _translate_precision(work)
+    _translate_checkpointing(work)
     _translate_start(work)
     overwrite = work.flag("overwrite")
     return Translation(work.result(), tuple(work.notes), tuple(work.problems), overwrite)
@@ -148,11 +150,34 @@ def _translate_model(work: Work) -> None:
 
 def _translate_attention(work: Work) -> None:
     flash, flex = (work.node(f"model.attention.use_{name}_attention") for name in ("flash", "flex"))
-    if flex is not None and work.flag("model.attention.use_flex_attention"):
-        work.note(flex, "use_flex_attention is read as attention: {type: auto}: this version has no flex attention")
+    size, chosen = work.node("model.attention.flash_block_size"), "auto"
+    if work.flag("model.attention.use_flex_attention"):
+        chosen = "flex"
     elif flash is not None:
         chosen = "flash" if work.flag("model.attention.use_flash_attention") else "simple"
-        work.put("model.attention", {"type": chosen}, flash)
+    where = (flex if chosen == "flex" else flash) or work.root
+    has_blocks = size is not None and chosen == "flex"
+    if chosen != "auto":
+        work.put("model.attention", {"type": chosen} | ({"block_size": size} if has_blocks else {}), where)
+    if chosen == "flex":
+        text = "use_flex_attention without mods is plain attention; model.attention.mods changes it"
+        work.note(where, text)
+    if size is not None and not has_blocks:
+        work.note(size, f"model.attention.flash_block_size is ignored: attention {chosen} chooses its own blocks")
+
+
+def _translate_checkpointing(work: Work) -> None:
+    switch, ratio = (work.node(f"system.gradient_checkpointing{end}") for end in ("", "_ratio"))
+    if switch is None or not work.flag("system.gradient_checkpointing"):
+        return
+    share = value_of(ratio) if ratio is not None else DEFAULT_CHECKPOINTING_RATIO
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        work.problem(ratio, "system.gradient_checkpointing_ratio", f"expected a share above 0 and up to 1, got {share}")
+        return
+    every = round(1 / share)
+    wanted = "all" if every == 1 else f"every {every}"
+    work.put("training.activation_checkpointing", wanted, switch)
+    work.note(switch, f"gradient_checkpointing of {share:g} of the blocks is read as activation_checkpointing {wanted}")
 
 
 def _translate_batch(work: Work) -> None:

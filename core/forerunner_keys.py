@@ -39,7 +39,6 @@ IGNORED = {
     "data.preprocessing.image_size": "only text is read",
     "data.max_texts_to_train_on": "it belongs to tokenizer training",
     "data.use_streaming": "data is always read from memory-mapped shards",
-    "model.attention.flash_block_size": "the attention kernel chooses its own blocks",
     "model.misc.use_flash_attention": "it stands under model.attention",
     "training.early_stopping.min_delta": "any smaller validation loss counts as better",
     "training.early_stopping.metric": "the validation loss decides",
@@ -65,8 +64,6 @@ IGNORED = {
     "system.devices": ONE_PROCESS,
     "system.cuda_devices": ONE_PROCESS,
     "system.memory_limit": "nothing in the forerunners read it, and its unit was never agreed on",
-    "system.gradient_checkpointing": "activations are kept; a smaller training.micro_batch_size saves memory",
-    "system.gradient_checkpointing_ratio": "",
     "system.model_parallel": "it was a placeholder",
     "system.model_parallel_size": "",
     "system.zero_optimization_level": "it was a placeholder",
@@ -107,6 +104,7 @@ READ = (
     "model.dimensions.num_layers",
     "model.attention.use_flash_attention",
     "model.attention.use_flex_attention",
+    "model.attention.flash_block_size",
     "model.rope.scaling",
     "training.epochs",
     "training.hyperparameters.batch_size",
@@ -127,6 +125,8 @@ READ = (
     "logging.log_samples",
     "system.mixed_precision",
     "system.precision",
+    "system.gradient_checkpointing",
+    "system.gradient_checkpointing_ratio",
     "resume.checkpoint",
 )
 """Old dotted paths that `core/forerunner.py` reads itself."""

@@ -80,6 +80,7 @@ def test_every_key_arrives_where_it_belongs() -> None:
         "attention_bias": True,
         "mlp_bias": True,
         "tie_word_embeddings": False,
+        "final_logit_softcapping": None,
         "initializer_range": 0.02,
         "attention": {"type": "flash"},
     }
@@ -94,7 +95,7 @@ def test_every_key_arrives_where_it_belongs() -> None:
     training = config["training"]
     assert (training["batch_size"], training["micro_batch_size"], training["duration"]) == (24, 6, "700 steps")
     assert (training["gradient_clip"], training["early_stopping"], training["weight_ema"]) == (0.5, 5, 0.99)
-    assert training["precision"] == "bfloat16"
+    assert (training["precision"], training["activation_checkpointing"]) == ("bfloat16", "every 2")
     optimizer = config["optimizer"]
     assert (optimizer["type"], optimizer["learning_rate"], optimizer["weight_decay"]) == ("adamw", 1e-4, 0.02)
     assert (optimizer["betas"], optimizer["eps"]) == ([0.8, 0.9], 1e-7)
@@ -124,6 +125,7 @@ def test_every_reading_is_said() -> None:
         "documents longer than max_context_size go on",
         "data.tokenizer is ignored: vocabulary and special tokens are those of data.tokenizer_path",
         "ema_momentum is read as training.weight_ema",
+        "gradient_checkpointing of 0.5 of the blocks is read as activation_checkpointing every 2",
         "the weights of runs/Earlier Run start this run; to continue a run, use --resume",
     ):
         assert said in notes
@@ -134,6 +136,16 @@ def test_what_asks_for_nothing_is_not_said(tmp_path: Path) -> None:
     notes = texts(load_with_notes(changed(tmp_path, silent | {"data.preprocessing.chunk_overlap": 0})))
     for word in ("memory_limit", "system.devices", "system.distributed", "logging.wandb,", "chunk_overlap"):
         assert word not in notes
+
+
+def test_attention_is_flex_over_flash_over_simple(tmp_path: Path) -> None:
+    flex = load_with_notes(changed(tmp_path, {"model.attention.use_flex_attention": True}))
+    assert "use_flex_attention without mods is plain attention; model.attention.mods changes it" in texts(flex)
+    assert "flash_block_size" not in texts(flex)
+    for flag, name in ((True, "flash"), (False, "simple"), (None, "auto")):
+        loaded = load_with_notes(changed(tmp_path, {"model.attention.use_flash_attention": flag}))
+        assert f"flash_block_size is ignored: attention {name} chooses its own blocks" in texts(loaded)
+        assert "use_flex_attention" not in texts(loaded)
 
 
 def test_the_smallest_file_means_what_its_program_did() -> None:
@@ -214,7 +226,19 @@ def test_a_hybrid_of_other_parts_is_refused(tmp_path: Path) -> None:
         ({"logging.steps.checkpoint_interval": 0}, {"checkpoint": {"every": None}}),
         ({"data.validation_file": None}, {"data": {"validation_fraction": 0.0}, "evaluation": {"every": None}}),
         ({"model.attention.use_flash_attention": False}, {"model": {"attention": {"type": "simple"}}}),
-        ({"model.attention.use_flex_attention": True}, {"model": {"attention": {"type": "auto"}}}),
+        (
+            {"model.attention.use_flex_attention": True},
+            {"model": {"attention": {"type": "flex", "mods": [], "block_size": 64}}},
+        ),
+        (
+            {"model.attention.use_flex_attention": True, "model.attention.flash_block_size": None},
+            {"model": {"attention": {"type": "flex", "mods": [], "block_size": None}}},
+        ),
+        ({"model.attention.use_flash_attention": None}, {"model": {"attention": {"type": "auto"}}}),
+        ({"system.gradient_checkpointing": False}, {"training": {"activation_checkpointing": "none"}}),
+        ({"system.gradient_checkpointing_ratio": 1.0}, {"training": {"activation_checkpointing": "all"}}),
+        ({"system.gradient_checkpointing_ratio": 0.25}, {"training": {"activation_checkpointing": "every 4"}}),
+        ({"system.gradient_checkpointing_ratio": None}, {"training": {"activation_checkpointing": "every 2"}}),
         ({"model.rope.scaling": None}, {"model": {"rope_scaling": None}}),
         (
             {"model.architecture": "qwen3", "model.misc": None, "model.rope.traditional": False},
@@ -264,6 +288,10 @@ def test_samples_come_as_often_as_asked(
             "training.scheduler.type: expected cosine_with_warmup, cosine, linear; it is",
         ),
         ({"training.hyperparameters.batch_size": 2.5}, "training.hyperparameters.batch_size: expected a whole number"),
+        (
+            {"system.gradient_checkpointing_ratio": 1.5},
+            "system.gradient_checkpointing_ratio: expected a share above 0 and up to 1, got 1.5",
+        ),
         ({"overwrite": "maybe"}, "overwrite: expected true or false, got 'maybe'"),
         ({"data.preprocessing.max_context_size": 512}, "data.sequence_length: 512 is longer than the model's"),
     ],
