@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 GO = "go\n"
 STOP_SECONDS = 5.0
+PAUSE_SECONDS = 0.1
+"""Before each turn: the threads of the one before spin for a while (OpenBLAS: 2^26 cycles) before they sleep."""
 
 
 class Spread(NamedTuple):
@@ -268,6 +270,7 @@ def take_turns(
         for worker in workers:
             if worker.failure is None:
                 say(f"{kind}: {worker.name}")
+                time.sleep(PAUSE_SECONDS)
             row = worker.take_turn(timeout)
             if number >= num_warmups:
                 answers[worker.name].append(row)
