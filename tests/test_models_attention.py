@@ -6,7 +6,6 @@ import pytest
 
 from models import noise
 from models.attention import ATTENTION, auto_attention, block_attention, flash_attention, simple_attention
-from models.attention.flash_attention import FlashAttentionConfig, flash_warnings
 from models.attention.mask import Mask
 from models.attention.simple_attention import SimpleAttentionConfig
 from utils.registry import look_up
@@ -141,26 +140,21 @@ def test_auto_says_what_it_chose_and_takes_simple_when_weights_are_dropped(monke
     assert "drop attention weights" in auto.explain(0.1)
     monkeypatch.setattr(auto_attention.platform, "system", lambda: "Darwin")
     assert auto.explain().startswith("flash (auto)")
-    assert auto.build() is flash_attention.attend
+    for training in (False, True):
+        built = auto.build(training=training)
+        assert (built.func, built.keywords) == (flash_attention.attend, {"training": training})
     monkeypatch.setattr(auto_attention.platform, "system", lambda: "Linux")
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    assert auto.explain().startswith("simple in causal blocks" if on_cpu else "flash")
-    assert auto.build() is (block_attention.attend if on_cpu else flash_attention.attend)
+    assert auto.explain().startswith("simple in causal blocks up to 511 positions" if on_cpu else "flash")
+    assert auto.build() is auto_attention.attend_on_cpu if on_cpu else auto.build().func is flash_attention.attend
 
 
-def test_flash_refuses_dropout():
-    class Model:
-        attention_dropout = 0.1
-
-    with pytest.raises(ValueError, match="attention_dropout is 0.1"):
-        FlashAttentionConfig().check(Model())
-
-
-def test_flash_warnings():
-    assert flash_warnings(64, 1024, "bfloat16", "cuda") == []
-    assert flash_warnings(256, 1000, "bfloat16", "metal") == flash_warnings(256, 1000, "bfloat16", "cpu") == []
-    assert len(flash_warnings(256, 1000, "bfloat16", "cuda")) == 2
-    assert "use 896 or 1024" in flash_warnings(64, 1000, "bfloat16", "cuda")[0]
-    assert "use 128" in flash_warnings(64, 100, "bfloat16", "cuda")[0]
-    assert len(flash_warnings(20, 256, "bfloat16", "cuda")) == 1
-    assert "use bfloat16" in flash_warnings(64, 1024, "float32", "cuda")[0]
+@pytest.mark.parametrize(
+    ("num_queries", "num_keys", "chosen"),
+    [(511, 511, "short"), (512, 512, "flash"), (1, 4096, "short"), (100, 4096, "flash")],
+)
+def test_auto_takes_blocks_that_are_recomputed_where_scores_are_many(monkeypatch, num_queries, num_keys, chosen):
+    monkeypatch.setattr(auto_attention.block_attention, "attend", lambda *_: "short")
+    monkeypatch.setattr(auto_attention.flash_attention, "attend", lambda *_: "flash")
+    q, k = mx.zeros((1, 1, num_queries, 8)), mx.zeros((1, 1, num_keys, 8))
+    assert auto_attention.attend_on_cpu(q, k, k, Mask(), 1.0) == chosen

@@ -1,7 +1,8 @@
 """Choose the fastest backend that this machine has for what the model asks, and say which and why.
 
-Weights to drop: `simple`, the only one that can. A Linux CPU: `simple` in causal blocks, because MLX has no fused
-kernel there and its softmax is slow (models/elementary.py). Otherwise `flash`.
+Weights to drop: `simple`, the only one that can. A Linux CPU, where MLX has no fused kernel: `simple` in causal blocks
+up to `SHORT` positions, where the weights are few and computing them twice costs a fifth more time; from there `flash`,
+which is as fast and holds a small part of the memory (figures: docs/log.md). Otherwise `flash`.
 """
 
 import platform
@@ -11,16 +12,30 @@ import mlx.core as mx
 
 from models.attention import block_attention, flash_attention, simple_attention
 from models.attention.base import Attend, AttentionConfig
+from models.attention.mask import Mask
+
+SHORT = 511
 
 
-def choose(dropout: float) -> tuple[Attend, str]:
+def choose(dropout: float, training: bool) -> tuple[Attend, str]:
     """The function for the default device, and what it is and why."""
     if dropout > 0:
         attend = partial(simple_attention.attend, dropout=dropout)
         return attend, "simple (auto): only simple attention can drop attention weights"
-    if mx.default_device().type == mx.DeviceType.cpu and platform.system() != "Darwin":
-        return block_attention.attend, "simple in causal blocks (auto): MLX has no fused kernel on this CPU"
-    return flash_attention.attend, "flash (auto): the kernel that MLX fuses where the device can"
+    if flash_attention.device_kind() == "cpu" and platform.system() != "Darwin":
+        return attend_on_cpu, (
+            f"simple in causal blocks up to {SHORT} positions, flash from {SHORT + 1} (auto): MLX has no fused kernel "
+            "on this CPU, and computing weights twice pays where they are many"
+        )
+    attend = partial(flash_attention.attend, training=training)
+    return attend, "flash (auto): MLX's fused kernel where it has one, blocks where not"
+
+
+def attend_on_cpu(q_BHLK: mx.array, k_BGSK: mx.array, v_BGSK: mx.array, mask: Mask, scale: float) -> mx.array:
+    """`simple` in causal blocks or `flash`, by the number of scores."""
+    short = q_BHLK.shape[2] * k_BGSK.shape[2] <= SHORT**2
+    attend = block_attention.attend if short else flash_attention.attend
+    return attend(q_BHLK, k_BGSK, v_BGSK, mask, scale)
 
 
 class AutoAttentionConfig(AttentionConfig):
@@ -30,7 +45,7 @@ class AutoAttentionConfig(AttentionConfig):
     """The row of the table."""
 
     def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
-        return choose(dropout)[0]
+        return choose(dropout, training)[0]
 
     def explain(self, dropout: float = 0.0) -> str:
-        return choose(dropout)[1]
+        return choose(dropout, training=True)[1]

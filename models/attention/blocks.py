@@ -2,10 +2,9 @@
 
 A block is `block_size` queries by `block_size` keys. For causal masks and windows the answer is interval arithmetic on
 query minus key positions, so a layout costs nothing and is remembered; segments differ from batch to batch, so they
-make every kept block PARTIAL. `blockwise.py` walks the rows of a layout; to skip more, describe more here.
+make every kept block PARTIAL. `tiles.py` walks the rows of a layout; to skip more, describe more here.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -24,18 +23,6 @@ class BlockRow(NamedTuple):
     """(first block, last block + 1) of the stretches of key blocks that are not skipped, in order."""
     masked: tuple[int, int] | None
     """(first, last + 1) among the kept blocks, counted from 0: outside these all are FULL; None: all are."""
-
-
-class Tile(NamedTuple):
-    """One block of queries of some rows and key/value heads, and the keys that it may see."""
-
-    rows: slice
-    heads: slice
-    queries: slice
-    runs: tuple[slice, ...]
-    """Of key positions, in order."""
-    masked: slice | None
-    """The columns that need a mask, counted along the keys of all runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,34 +60,6 @@ def block_row(kinds: np.ndarray) -> BlockRow:
     runs = tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(kept, breaks) if len(run))
     partial = np.flatnonzero(kinds[kept] == PARTIAL)
     return BlockRow(runs, (int(partial[0]), int(partial[-1]) + 1) if len(partial) else None)
-
-
-def tiles(
-    layout: BlockLayout, num_queries: int, num_keys: int, rows: list[slice], heads: list[slice]
-) -> Iterator[Tile]:
-    """Every tile; the heads of one block of queries follow each other, because they may share a mask."""
-    size = layout.block_size
-    for row_slice in rows:
-        for i, block in enumerate(layout.rows):
-            queries = slice(i * size, min((i + 1) * size, num_queries))
-            runs = tuple(slice(first * size, min(last * size, num_keys)) for first, last in block.runs)
-            width = sum(run.stop - run.start for run in runs)
-            masked = None if block.masked is None else slice(block.masked[0] * size, min(block.masked[1] * size, width))
-            for head_slice in heads:
-                yield Tile(row_slice, head_slice, queries, runs, masked)
-
-
-def tile_slices(num_rows: int, num_heads: int, most: int) -> tuple[list[slice], list[slice]]:
-    """Rows and key/value heads in parts of at most `most` row-heads: whole rows, or heads of one row."""
-    if most >= num_heads:
-        return _parts(num_rows, most // num_heads), [slice(0, num_heads)]
-    return _parts(num_rows, 1), _parts(num_heads, most)
-
-
-def _parts(length: int, most: int) -> list[slice]:
-    num_parts = -(-length // max(1, most))
-    size = -(-length // num_parts)
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def layout_of(mask: Mask, num_queries: int, num_keys: int, block_size: int) -> BlockLayout:

@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from models.attention.blocks import BlockLayout, Tile, tile_slices, tiles
+from models.attention.blocks import BlockLayout
+from models.attention.tiles import Parts, Sums, Tile, keys_of, queries_of, tile_slices, tiles
 from models.elementary import exp, row_sum
 
 Allowed = Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]
 Score = Callable[[mx.array, mx.array, mx.array, mx.array, mx.array], mx.array]
 
 HIDDEN = -1e30
-CPU_TILE_BYTES = 2**20
+CPU_TILE_BYTES = 2**21
 GPU_TILE_BYTES = 2**26
 MOST_TILES = 256
 
@@ -48,6 +49,10 @@ class Problem(NamedTuple):
         """[b, g, M, X] as [b, g, R, Q, X]."""
         b, g, M, X = x_bgMX.shape
         return x_bgMX.reshape(b, g, self.sizes[2], M // self.sizes[2], X)
+
+    def without_heads(self, x_bgRQX: mx.array) -> mx.array:
+        """[b, g, R, Q, X] as [b, g, M, X]."""
+        return x_bgRQX.reshape(*x_bgRQX.shape[:2], -1, x_bgRQX.shape[-1])
 
     def tiles(self) -> list[Tile]:
         """In the order in which they are computed."""
@@ -96,7 +101,7 @@ def forward(problem: Problem, *inputs: mx.array) -> tuple[mx.array, mx.array]:
     q, k, v, sinks = in_groups(problem, inputs)
     outs, lses, done, bias = Parts(), Parts(), (), None
     for tile in problem.tiles():
-        q_bgMK = queries_of(after(done, q), tile) * problem.scale
+        q_bgMK = queries_of(after(done, q), tile)
         if tile.heads.start == 0:
             bias = hidden_bias(problem, tile, q_bgMK)
         if tile.runs:
@@ -112,43 +117,42 @@ def forward(problem: Problem, *inputs: mx.array) -> tuple[mx.array, mx.array]:
 
 def softmax_times(scores_bgMN: mx.array, v_bgNK: mx.array, sinks_bgM1: mx.array | None) -> tuple[mx.array, mx.array]:
     """(output, log-sum-exp) of whole rows of scores; (0, -HIDDEN) for a row that is hidden everywhere."""
-    largest = mx.max(scores_bgMN, axis=-1, keepdims=True)
+    largest = mx.maximum(mx.max(scores_bgMN, axis=-1, keepdims=True), HIDDEN)
     if sinks_bgM1 is not None:
         largest = mx.maximum(largest, sinks_bgM1)
     weights = exp(scores_bgMN - largest)
     total = row_sum(weights)
     if sinks_bgM1 is not None:
         total = total + mx.exp(sinks_bgM1 - largest)
-    seen = largest > HIDDEN / 2
-    out = mx.where(seen, (weights @ v_bgNK) / total, 0.0)
-    return out, mx.where(seen, largest + mx.log(total), -HIDDEN)
+    hidden = largest <= HIDDEN / 2
+    out = mx.where(hidden, 0.0, (weights @ v_bgNK) / total)
+    return out, mx.where(hidden, -HIDDEN, largest + mx.log(total))
 
 
 def backward(problem: Problem, inputs: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
     """The gradients of `inputs`, tile by tile in the order of the forward pass."""
     q, k, v, sinks = in_groups(problem, inputs)
     dout, out, lse = cotangents[0].reshape(q.shape), outputs[0].reshape(q.shape), outputs[1]
-    dqs, dks, dvs, done, bias = Parts(), Sums(k.shape), Sums(v.shape), (), None
+    size = problem.layout.block_size
+    dqs, dks, dvs, done, bias = Parts(), Sums(k.shape, size), Sums(v.shape, size), (), None
     for tile in problem.tiles():
-        q_bgMK, dout_bgMK = queries_of(after(done, q), tile) * problem.scale, queries_of(after(done, dout), tile)
+        q_bgMK, dout_bgMK = queries_of(after(done, q), tile), queries_of(after(done, dout), tile)
         if tile.heads.start == 0:
             bias = hidden_bias(problem, tile, q_bgMK)
         if tile.runs:
             k_bgNK, v_bgNK = keys_of(k, tile), keys_of(v, tile)
             scores, pull_back = tile_scores(problem, tile, q_bgMK, k_bgNK, bias)
             weights = exp(scores - queries_of(lse, tile))
-            delta = mx.sum(dout_bgMK * queries_of(out, tile), axis=-1, keepdims=True)
+            delta = row_sum(dout_bgMK * queries_of(out, tile))
             dscores = pull_back(weights * (dout_bgMK @ v_bgNK.swapaxes(-1, -2) - delta))
-            dq = dscores @ k_bgNK * problem.scale
-            done = (
-                dq,
-                dks.add(tile, dscores.swapaxes(-1, -2) @ q_bgMK),
-                dvs.add(tile, weights.swapaxes(-1, -2) @ dout_bgMK),
-            )
+            dq = dscores @ k_bgNK
+            changed_k = dks.add(tile, dscores.swapaxes(-1, -2) @ q_bgMK)
+            changed_v = dvs.add(tile, weights.swapaxes(-1, -2) @ dout_bgMK)
+            done = (dq, *changed_k, *changed_v)
         else:
             dq = mx.zeros_like(q_bgMK)
         dqs.add(tile, problem.with_heads(dq.astype(inputs[0].dtype)))
-    gradients = [dqs.joined().reshape(inputs[0].shape), dks.joined(), dvs.joined()]
+    gradients = [dqs.joined().reshape(inputs[0].shape), dks.joined() * problem.scale, dvs.joined()]
     if sinks is not None:
         gradients.append(sinks_gradient(sinks, dout, out, lse))
     return tuple(gradient.astype(x.dtype) for gradient, x in zip(gradients, inputs, strict=True))
@@ -164,17 +168,15 @@ def tile_scores(
     problem: Problem, tile: Tile, q_bgMK: mx.array, k_bgNK: mx.array, bias: mx.array | None
 ) -> tuple[mx.array, Callable[[mx.array], mx.array]]:
     """The modified and masked scores [b, g, M, N], and what turns a gradient of them into one of q k^T."""
-    plain_bgMN = q_bgMK @ k_bgNK.swapaxes(-1, -2)
-    scores, pull_back = problem.with_heads(plain_bgMN), unchanged
-    if problem.score is not None:
-        modify = partial(with_indices, problem.score, indices(problem, tile, tile.heads, q_bgMK))
-        pull_back = partial(gradient_of, modify, scores)
-        scores = modify(scores)
-    if tile.masked is not None and bias is not None:
-        hidden = bias[:, tile.heads] if bias.ndim == 5 and bias.shape[1] > 1 else bias
-        whole = tile.masked == slice(0, scores.shape[-1])
-        scores = scores + hidden if whole else scores.at[..., tile.masked].add(hidden)
-    return scores.reshape(plain_bgMN.shape), pull_back
+    k_bgKN = k_bgNK.swapaxes(-1, -2)
+    if bias is not None and bias.ndim == 4 and bias.shape[1] > 1:
+        bias = bias[:, tile.heads]
+    if problem.score is None:
+        return (q_bgMK @ k_bgKN if bias is None else mx.addmm(bias, q_bgMK, k_bgKN)), unchanged
+    plain = problem.with_heads(q_bgMK @ k_bgKN)
+    modify = partial(with_indices, problem.score, indices(problem, tile, tile.heads))
+    scores = problem.without_heads(modify(plain))
+    return (scores if bias is None else scores + bias), partial(gradient_of, modify, plain)
 
 
 def unchanged(gradient_bgMN: mx.array) -> mx.array:
@@ -194,20 +196,25 @@ def gradient_of(modify: Callable[[mx.array], mx.array], scores_bgRQN: mx.array, 
 
 
 def hidden_bias(problem: Problem, tile: Tile, ready: mx.array) -> mx.array | None:
-    """0 where a masked column may be seen and HIDDEN elsewhere: [Q, n], or [b or 1, G or 1, R or 1, Q, n]."""
+    """0 where the tile may be seen and HIDDEN elsewhere, [M, N] or [b or 1, G or 1, M, N]; None: all of it may."""
     if tile.masked is None:
         return None
     num_queries, num_columns = tile.queries.stop - tile.queries.start, tile.masked.stop - tile.masked.start
-    bias = None
+    bias = mx.zeros((1, num_columns))
     if problem.layout.band is not None:
         assert len(tile.runs) == 1, "a band is one stretch of keys"
         apart = problem.offset + tile.queries.start - tile.runs[0].start - tile.masked.start
         bias = band_bias(*problem.layout.band, apart, num_queries, num_columns)
     if problem.allowed is not None:
-        b, h, q, k = indices(problem, tile, slice(0, problem.sizes[1]), ready)
-        seen = problem.allowed(b, h, q, k[..., tile.masked])
-        bias = mx.where(seen, 0.0 if bias is None else bias, HIDDEN)
-    return bias
+        b, h, q, k = indices(problem, tile, slice(0, problem.sizes[1]))
+        bias = mx.where(problem.allowed(b, h, q, k[..., tile.masked]), bias, HIDDEN)
+    # It waits for `ready`: a compiled step makes equal things once, and would hold the biases of all tiles to the end.
+    bias = mx.depends([bias], [ready])[0]
+    num_keys = sum(run.stop - run.start for run in tile.runs)
+    full = [*((1,) * (5 - bias.ndim)), *bias.shape]
+    bias = mx.broadcast_to(bias.reshape(full), (*full[:2], problem.sizes[2], num_queries, num_columns))
+    bias = bias.reshape(*full[:2], -1, num_columns)
+    return mx.pad(bias, [(0, 0)] * 3 + [(tile.masked.start, num_keys - tile.masked.stop)])
 
 
 @lru_cache(maxsize=32)
@@ -217,37 +224,22 @@ def band_bias(lowest: int, highest: int, apart: int, num_queries: int, num_keys:
     return mx.array(np.where((distance >= lowest) & (distance <= highest), 0.0, HIDDEN).astype(np.float32))
 
 
-def indices(problem: Problem, tile: Tile, heads: slice, ready: mx.array) -> list[mx.array]:
-    """Row, query head, query and key position of a tile as [b, 1, 1, 1, 1], [1, g, R, 1, 1], [Q, 1] and [N].
-
-    They wait for `ready`: else a compiled step would hold what is made of them for all tiles at once.
-    """
+def indices(problem: Problem, tile: Tile, heads: slice) -> list[mx.array]:
+    """Row, query head, query and key position of a tile: [b,1,1,1,1], [1,g,R,1,1], [1,1,1,Q,1], [1,1,1,1,N]."""
     R = problem.sizes[2]
     b = np.arange(tile.rows.start, tile.rows.stop).reshape(-1, 1, 1, 1, 1)
     h = np.arange(heads.start * R, heads.stop * R).reshape(1, -1, R, 1, 1)
     q = np.arange(tile.queries.start, tile.queries.stop).reshape(1, 1, 1, -1, 1) + problem.offset
     k = np.concatenate([np.arange(run.start, run.stop) for run in tile.runs]).reshape(1, 1, 1, 1, -1)
-    return mx.depends([mx.array(x.astype(np.int32)) for x in (b, h, q, k)], [ready])
+    return [mx.array(x.astype(np.int32)) for x in (b, h, q, k)]
 
 
 def in_groups(problem: Problem, inputs: Sequence[mx.array]) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
-    """q [B, G, R, L, K]; k and v in float32; the sinks as float32 [G, R]."""
+    """q [B, G, R, L, K]; k times the scale and v in float32; the sinks as float32 [G, R]."""
     q, k, v, *sinks = inputs
     B, G, R, L, _ = problem.sizes
     sinks_GR = sinks[0].astype(mx.float32).reshape(G, R) if sinks else None
-    return q.reshape(B, G, R, L, -1), k.astype(mx.float32), v.astype(mx.float32), sinks_GR
-
-
-def queries_of(x_BGRLX: mx.array, tile: Tile) -> mx.array:
-    """The tile's part in float32, [b, g, M, X]."""
-    x = x_BGRLX[tile.rows, tile.heads, :, tile.queries].astype(mx.float32)
-    return x.reshape(*x.shape[:2], -1, x.shape[-1])
-
-
-def keys_of(x_BGSK: mx.array, tile: Tile) -> mx.array:
-    """The tile's part, [b, g, N, K]: one stretch of keys is a view."""
-    parts = [x_BGSK[tile.rows, tile.heads, run] for run in tile.runs]
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+    return q.reshape(B, G, R, L, -1), k.astype(mx.float32) * problem.scale, v.astype(mx.float32), sinks_GR
 
 
 def sinks_of(sinks_GR: mx.array | None, tile: Tile) -> mx.array | None:
@@ -261,52 +253,3 @@ def sinks_of(sinks_GR: mx.array | None, tile: Tile) -> mx.array | None:
 def after(done: Sequence[mx.array], x: mx.array) -> mx.array:
     """x, not to be used before `done` is computed."""
     return mx.depends([x], list(done))[0] if done else x
-
-
-class Parts:
-    """Collects the tiles of [B, G, R, L, X] and joins them."""
-
-    def __init__(self) -> None:
-        self.parts: dict[int, dict[int, list[mx.array]]] = {}
-
-    def add(self, tile: Tile, part_bgRQX: mx.array) -> None:
-        """Take the next tile, in the order of `tiles`."""
-        self.parts.setdefault(tile.rows.start, {}).setdefault(tile.heads.start, []).append(part_bgRQX)
-
-    def joined(self) -> mx.array:
-        """All of it."""
-        rows = [concatenate([concatenate(heads, 3) for heads in row.values()], 1) for row in self.parts.values()]
-        return concatenate(rows, 0)
-
-
-class Sums:
-    """Adds up what tiles give to their keys of [B, G, S, K]."""
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
-        self.sums: dict[int, dict[int, mx.array]] = {}
-
-    def add(self, tile: Tile, part_bgNK: mx.array) -> mx.array:
-        """Add to the tile's keys; returns the sum so far of these rows and heads."""
-        sums = self.sums.setdefault(tile.rows.start, {})
-        total = sums.get(tile.heads.start)
-        if total is None:
-            total = mx.zeros((*part_bgNK.shape[:2], *self.shape[2:]))
-        start = 0
-        for run in tile.runs:
-            stop = start + run.stop - run.start
-            total = total.at[:, :, run].add(part_bgNK[:, :, start:stop])
-            start = stop
-        sums[tile.heads.start] = total
-        return total
-
-    def joined(self) -> mx.array:
-        """All of it."""
-        if not self.sums:
-            return mx.zeros(self.shape)
-        return concatenate([concatenate(list(heads.values()), 1) for heads in self.sums.values()], 0)
-
-
-def concatenate(parts: list[mx.array], axis: int) -> mx.array:
-    """The parts along an axis; one part is not copied."""
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)
