@@ -156,14 +156,14 @@ def _translate_attention(work: Work) -> None:
     elif flash is not None:
         chosen = "flash" if work.flag("model.attention.use_flash_attention") else "simple"
     where = (flex if chosen == "flex" else flash) or work.root
-    has_blocks = size is not None and chosen == "flex"
+    has_blocks = size is not None and chosen in ("flash", "flex")
     if chosen != "auto":
         work.put("model.attention", {"type": chosen} | ({"block_size": size} if has_blocks else {}), where)
     if chosen == "flex":
         text = "use_flex_attention without mods is plain attention; model.attention.mods changes it"
         work.note(where, text)
     if size is not None and not has_blocks:
-        work.note(size, f"model.attention.flash_block_size is ignored: attention {chosen} chooses its own blocks")
+        work.note(size, f"model.attention.flash_block_size is ignored: attention {chosen} has no blocks to choose")
 
 
 def _translate_checkpointing(work: Work) -> None:

@@ -136,8 +136,10 @@ class DecoderConfig(ModelConfig):
     def warnings(self, sequence_length: int, precision: str) -> list[str]:
         """See `ModelConfig.warnings`."""
         device = "cuda" if mx.cuda.is_available() else "metal" if mx.metal.is_available() else "cpu"
-        slow = flash_warnings(self.head_size, sequence_length, precision, device)
-        return slow + self.attention.warnings(sequence_length)
+        kind, found = self.attention.kernel_mask(sequence_length), self.attention.warnings(sequence_length)
+        if kind == "own":
+            return found
+        return flash_warnings(self.head_size, sequence_length, precision, device, kind == "array") + found
 
     def beyond_mlx_lm(self) -> list[str]:
         """See `ModelConfig.beyond_mlx_lm`."""

@@ -82,7 +82,7 @@ def test_every_key_arrives_where_it_belongs() -> None:
         "tie_word_embeddings": False,
         "final_logit_softcapping": None,
         "initializer_range": 0.02,
-        "attention": {"type": "flash"},
+        "attention": {"type": "flash", "block_size": 64},
     }
     data = config["data"]
     assert (data["sources"][0]["type"], data["sources"][0]["path"]) == ("jsonl", "corpus/books.jsonl")
@@ -142,9 +142,9 @@ def test_attention_is_flex_over_flash_over_simple(tmp_path: Path) -> None:
     flex = load_with_notes(changed(tmp_path, {"model.attention.use_flex_attention": True}))
     assert "use_flex_attention without mods is plain attention; model.attention.mods changes it" in texts(flex)
     assert "flash_block_size" not in texts(flex)
-    for flag, name in ((True, "flash"), (False, "simple"), (None, "auto")):
+    for flag, name in ((False, "simple"), (None, "auto")):
         loaded = load_with_notes(changed(tmp_path, {"model.attention.use_flash_attention": flag}))
-        assert f"flash_block_size is ignored: attention {name} chooses its own blocks" in texts(loaded)
+        assert f"flash_block_size is ignored: attention {name} has no blocks to choose" in texts(loaded)
         assert "use_flex_attention" not in texts(loaded)
 
 
@@ -292,6 +292,7 @@ def test_samples_come_as_often_as_asked(
             {"system.gradient_checkpointing_ratio": 1.5},
             "system.gradient_checkpointing_ratio: expected a share above 0 and up to 1, got 1.5",
         ),
+        ({"model.attention.flash_block_size": "big"}, "model.attention.block_size: expected a whole number, got 'big'"),
         ({"overwrite": "maybe"}, "overwrite: expected true or false, got 'maybe'"),
         ({"data.preprocessing.max_context_size": 512}, "data.sequence_length: 512 is longer than the model's"),
     ],

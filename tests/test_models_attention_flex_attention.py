@@ -231,3 +231,17 @@ def test_lengths_that_make_no_sense_are_warned_of():
     assert "window 32 hides nothing in rows of 32 tokens" in window
     assert "prefix of 40 tokens fills rows of 32" in prefix
     assert config.warnings(64, "float32") == []
+
+
+def test_a_fused_kernel_is_missed_only_where_one_could_run(monkeypatch):
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+
+    def warned(*mods):
+        config = LlamaConfig(**SIZES | {"head_dim": 64}, attention=FlexAttentionConfig(mods=mods))
+        return config.warnings(64, "float32")
+
+    assert warned() == warned(Causal()) == warned(SlidingWindow(window=8), SoftCap(cap=1)) == []
+    for mod in (SlidingWindow(window=8), Document()):
+        (line,) = warned(mod)
+        assert "documents and windows have no fused attention on Metal" in line

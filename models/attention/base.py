@@ -7,7 +7,7 @@ Legend: B rows, H query heads, G key/value heads, L queries, S keys, K head size
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -37,6 +37,10 @@ class AttentionConfig(TypedSection):
     def computed_blocks(self, num_heads: int, length: int) -> tuple[int, int] | None:
         """(computed, all) blocks of the scores of one row; None where nothing but the causal half is skipped."""
         return None
+
+    def kernel_mask(self, sequence_length: int) -> Literal["plain", "array", "own"]:
+        """What a fused kernel would have to know: nothing special, an array, or what no kernel can (mods)."""
+        return "plain"
 
     def warnings(self, sequence_length: int) -> list[str]:
         """What does nothing on rows of this length, one line each."""

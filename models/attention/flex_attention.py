@@ -8,14 +8,14 @@ Legend: B rows, H query heads, G key/value heads, L queries, S keys, K head size
 """
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import mlx.core as mx
 from pydantic import Field
 
 from models.attention.base import Attend, AttentionConfig
 from models.attention.blockwise import attend_blockwise
-from models.attention.flash_attention import FlashAttentionConfig
+from models.attention.flash_attention import FlashAttentionConfig, choose_block_size, device_kind
 from models.attention.flex_mask import (
     Shape,
     allowed_beside_band,
@@ -33,7 +33,6 @@ from models.attention.mods import Mod, Mods, score_of
 from models.elementary import softmax
 from utils.schema import Misfits, OneOf
 
-BLOCK_SIZE = 128
 FEW_QUERIES = 32
 """Fewer queries than this are written out: their scores are small, and blocks would be mostly empty."""
 
@@ -47,7 +46,7 @@ def attend(
     *,
     mods: Mods,
     plain: Attend,
-    block_size: int,
+    block_size: int | None,
 ) -> mx.array:
     """`attend_dense`, by the fastest way: plain attention, blocks, or, for few queries or padded rows, as it is."""
     shape = shape_of(q_BHLK, k_BGSK)
@@ -57,7 +56,7 @@ def attend(
     # Keys with segments of their own come from a cache, whose rows may be padded on the left: no layout fits them all.
     if shape.num_queries < FEW_QUERIES or mask.key_segments is not None:
         return write_out(q_BHLK, k_BGSK, v_BGSK, mask, mods, scale)
-    layout = find_layout(mask, mods, shape, block_size)
+    layout = find_layout(mask, mods, shape, block_size or fitting_block_size(mask, mods, shape))
     segments = segments_of(mask, shape.num_queries, shape.num_keys)
     setting = setting_of(shape.num_heads, segments)
     has_band = layout.band is not None
@@ -95,6 +94,13 @@ def write_out(q_BHLK: mx.array, k_BGSK: mx.array, v_BGSK: mx.array, mask: Mask, 
     return mx.where(has_key, out.reshape(q_BHLK.shape), 0.0).astype(q_BHLK.dtype)
 
 
+def fitting_block_size(mask: Mask, mods: Mods, shape: Shape) -> int:
+    """What suits the narrowest window there is, of the mask or of a mod that has one."""
+    windows = [window for mod in mods if isinstance(window := getattr(mod, "window", None), int) and window > 0]
+    narrowest = min([*windows, mask.window or shape.num_keys])
+    return choose_block_size(shape.num_queries, shape.num_keys, narrowest, device_kind())
+
+
 def shape_of(q_BHLK: mx.array, k_BGSK: mx.array) -> Shape:
     """(B, H, L, S)."""
     B, H, L, _ = q_BHLK.shape
@@ -109,7 +115,7 @@ class FlexAttentionConfig(AttentionConfig):
     mods: tuple[Annotated[Mod, OneOf("models.attention:MODS", "attention mod")], ...] = ()
     """What changes attention: every mask mod must allow a pair, score mods apply in order. None: plain attention."""
     block_size: int | None = Field(default=None, gt=0)
-    """Queries and keys of one block; null: chosen."""
+    """Queries, and keys, of one block; null: chosen from the length and the narrowest window."""
 
     @property
     def needs_segments(self) -> bool:
@@ -121,6 +127,13 @@ class FlexAttentionConfig(AttentionConfig):
 
     def beyond_plain(self, longest: int) -> list[str]:
         return [f"attention mod {mod.name}" for mod in self.mods if not mod.is_plain(longest)]
+
+    def kernel_mask(self, sequence_length: int) -> Literal["plain", "array", "own"]:
+        mask, mods = fold(Mask(), self.mods)
+        if mods:
+            return "own"
+        named = mask.named(sequence_length, sequence_length)
+        return "array" if self.needs_segments or named == "array" else "plain"
 
     def warnings(self, sequence_length: int) -> list[str]:
         return [warning for mod in self.mods if (warning := mod.warning(sequence_length)) is not None]
@@ -137,11 +150,11 @@ class FlexAttentionConfig(AttentionConfig):
 
     def plain(self) -> FlashAttentionConfig:
         """What computes attention when no mod is left to apply."""
-        return FlashAttentionConfig()
+        return FlashAttentionConfig(block_size=self.block_size)
 
     def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
         plain = self.plain().build(dropout, training)
-        return partial(attend, mods=self.mods, plain=plain, block_size=self.block_size or BLOCK_SIZE)
+        return partial(attend, mods=self.mods, plain=plain, block_size=self.block_size)
 
     def explain(self, dropout: float = 0.0) -> str:
         plain = self.plain().explain()
@@ -154,5 +167,6 @@ class FlexAttentionConfig(AttentionConfig):
 
     def computed_blocks(self, num_heads: int, length: int) -> tuple[int, int]:
         mask, mods = fold(Mask(), self.mods)
-        layout = find_layout(mask, mods, Shape(1, num_heads, length, length), self.block_size or BLOCK_SIZE)
+        shape = Shape(1, num_heads, length, length)
+        layout = find_layout(mask, mods, shape, self.block_size or fitting_block_size(mask, mods, shape))
         return layout.num_kept, layout.kinds.size
