@@ -238,8 +238,8 @@ def test_a_fused_kernel_is_missed_only_where_one_could_run(monkeypatch):
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
 
     def warned(*mods):
-        config = LlamaConfig(**SIZES | {"head_dim": 64}, attention=FlexAttentionConfig(mods=mods))
-        return config.warnings(64, "float32")
+        sizes: dict[str, Any] = {**SIZES, "head_dim": 64}
+        return LlamaConfig(**sizes, attention=FlexAttentionConfig(mods=mods)).warnings(64, "float32")
 
     assert warned() == warned(Causal()) == warned(SlidingWindow(window=8), SoftCap(cap=1)) == []
     for mod in (SlidingWindow(window=8), Document()):
