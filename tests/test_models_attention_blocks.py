@@ -51,9 +51,10 @@ def test_a_layout_skips_exactly_the_empty_blocks(case):
 @given(cases())
 def test_the_band_is_the_mask(case):
     mask, num_queries, num_keys, block_size = case
-    lowest, highest = layout_of(mask, num_queries, num_keys, block_size).band
+    band = layout_of(mask, num_queries, num_keys, block_size).band
+    assert band is not None
     distance = np.arange(num_queries)[:, None] + num_keys - num_queries - np.arange(num_keys)
-    np.testing.assert_array_equal((distance >= lowest) & (distance <= highest), as_array(mask, num_queries, num_keys))
+    np.testing.assert_array_equal((distance >= band[0]) & (distance <= band[1]), as_array(mask, num_queries, num_keys))
 
 
 def test_segments_leave_no_block_full_and_a_layout_is_remembered():

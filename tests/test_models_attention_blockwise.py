@@ -143,7 +143,7 @@ def with_sinks(q, k, v, scale, sinks):
     """Written out: a column of sinks beside the scores, whose value is 0."""
     (B, H, L, _), S = q.shape, k.shape[2]
     k, v = (mx.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
-    scores = mx.where(Mask().array(L, S), q @ k.swapaxes(-1, -2) * scale, -mx.inf)
+    scores = mx.where(mx.tri(L, S, S - L, dtype=mx.bool_), q @ k.swapaxes(-1, -2) * scale, -mx.inf)
     column = mx.broadcast_to(sinks[None, :, None, None], (B, H, L, 1))
     return mx.softmax(mx.concatenate([scores, column], axis=-1), axis=-1)[..., :-1] @ v
 
