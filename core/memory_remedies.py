@@ -18,9 +18,11 @@ from core.memory_plan import (
     estimate_memory,
     explain,
     fits,
+    work_of,
 )
 from models.activation_memory import attention_path
 from models.attention.flash_attention import FlashAttentionConfig
+from models.attention.flex_attention import FlexAttentionConfig
 from models.decoder_config import DecoderConfig
 from utils.chips import this_chip
 from utils.errors import ConfigError
@@ -77,15 +79,20 @@ def smaller_micro_batch(step: Step, limit: int) -> Remedy | None:
 
 
 def linear_attention(step: Step, limit: int) -> Remedy | None:
-    """The same numbers without the square of the length."""
+    """The same numbers without the square of the length; None where the scores are not held, or flex makes them."""
     model_config = step.model_config
-    if not isinstance(model_config, DecoderConfig) or attention_path(model_config) == "linear":
+    if not isinstance(model_config, DecoderConfig) or isinstance(model_config.attention, FlexAttentionConfig):
         return None
-    if model_config.attention_dropout:
+    changed = step._replace(model_config=model_config.model_copy(update={"attention": FlashAttentionConfig()}))
+    # What drops weights holds them with any type, and flash writes few queries out.
+    if not has_scores(step) or has_scores(changed):
         return None
-    attention = FlashAttentionConfig()
-    changed = step.model_config.model_copy(update={"attention": attention})
-    return Remedy("model.attention.type: flash", step._replace(model_config=changed))
+    return Remedy("model.attention.type: flash", changed)
+
+
+def has_scores(step: Step) -> bool:
+    """Whether attention holds the scores of whole rows."""
+    return attention_path(step.model_config, work_of(step)) in ("square", "triangle")
 
 
 def recomputation(every: int, text: str) -> Way:

@@ -85,6 +85,50 @@ MEASURED: dict[str, dict[str, Any]] = {
         "data": {"sequence_length": 2048},
         "training": {"batch_size": 1},
     },
+    "flash, 1024 positions": {
+        "model": {"attention": {"type": "flash"}, "num_key_value_heads": 2},
+        "data": {"sequence_length": 1024},
+        "training": {"batch_size": 2},
+    },
+    "flash, 2048 positions": {
+        "model": {"attention": {"type": "flash"}, "num_hidden_layers": 2},
+        "data": {"sequence_length": 2048},
+        "training": {"batch_size": 1, "activation_checkpointing": "all"},
+    },
+    "auto, the last length in causal blocks": {
+        "data": {"sequence_length": 511},
+        "training": {"batch_size": 2},
+    },
+    "auto, 512 positions": {"data": {"sequence_length": 512}, "training": {"batch_size": 2}},
+    "auto, 1024 positions, all recomputed": {
+        "model": {"num_attention_heads": 8, "vocab_size": 300},
+        "data": {"sequence_length": 1024},
+        "training": {"batch_size": 1, "activation_checkpointing": "all"},
+    },
+    "a sliding window": {
+        "model": {"attention": {"type": "flex", "mods": [{"type": "sliding_window", "window": 128}]}},
+        "data": {"sequence_length": 1024},
+        "training": {"batch_size": 1},
+    },
+    "simple attention, all recomputed": {
+        "model": {"attention": {"type": "simple"}, "num_hidden_layers": 2, "vocab_size": 300},
+        "data": {"sequence_length": 600},
+        "training": {"batch_size": 2, "activation_checkpointing": "all"},
+    },
+    "all savers, 12 blocks": {
+        "model": {"num_hidden_layers": 12, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6,
+                  "vocab_size": 4096, "attention": {"type": "flash"}},
+        "objective": {"chunk_size": 128},
+        "data": {"sequence_length": 512},
+        "training": {"batch_size": 2, "activation_checkpointing": "all"},
+    },
+    "muon, a large vocabulary, flash": {
+        "model": {"num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 4096,
+                  "attention": {"type": "flash"}},
+        "optimizer": {"type": "muon"},
+        "data": {"sequence_length": 512},
+        "training": {"batch_size": 1},
+    },
     "large vocabulary": {
         "model": {"hidden_size": 256, "intermediate_size": 704, "vocab_size": 8192, "num_attention_heads": 8}
     },
@@ -164,7 +208,8 @@ class TestWhatTheEstimateIsMadeOf:
         assert len({moment.moment for moment in moments(step)}) == len(list(moments(step)))
 
     def test_half_precision_keeps_half_and_a_copy_of_the_weights(self) -> None:
-        config = config_of(model={"attention": {"type": "flash"}})
+        # Heads of 64 have a fused kernel in both precisions.
+        config = config_of(model={"attention": {"type": "flash"}, "num_attention_heads": 2})
         single = estimate_memory(planned(config, on_cpu=False))
         half = estimate_memory(planned(config, on_cpu=False, precision="bfloat16"))
         assert half.weights == single.weights * 3 // 2
