@@ -10,9 +10,11 @@ from mlx.utils import tree_flatten
 from core.assembly import build_parts, count_optimizer_bytes
 from core.dry_run import dry_run
 from core.run import run_folder
+from core.training import main
 from distributed.group import SingleConfig
 from optimizers import OPTIMIZERS
 from tests.tiny_run import tiny_config
+from utils.cli import exit_code_of
 from utils.errors import ConfigError
 
 HUGE = {
@@ -97,3 +99,26 @@ def test_epochs_are_known_once_the_data_is(
 def test_what_can_never_work_is_refused(tmp_path: Path, sections: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         dry_run(tiny_config(tmp_path, **sections))
+
+
+LONG_CONTEXT = [
+    "data.sequence_length=32768", "model.max_position_embeddings=32768", "training.memory_limit=24G",
+    "training.batch_size=1", "training.micro_batch_size=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["simple", "flash"])
+def test_32k_tokens_on_24_gb_need_flash(attention: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "configs/models/model-config-10m.yaml", "--dry-run", *LONG_CONTEXT]
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    code = exit_code_of(lambda: main([*arguments, f"model.attention.type={attention}"]))
+    printed = capsys.readouterr()
+    assert mx.get_peak_memory() - before < 10**6
+    if attention == "flash":
+        assert (code, printed.err) == (0, "")
+        return
+    assert code == 2
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert "model.attention.type: flash" in printed.err
