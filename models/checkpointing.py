@@ -19,7 +19,8 @@ from models.noise import drawn_from
 def recomputed(block: nn.Module, x: mx.array, *context: Any) -> mx.array:
     """`block(x, *context)`: the same output and gradients, with `x` and the weights alone kept for the backward pass.
 
-    `x` and the result are arrays of one shape. No gradient flows into arrays inside `context` (a mask's segments).
+    `x` and the result are arrays of one shape. No gradient flows into arrays inside `context` (a mask's segments), nor
+    into frozen weights. Dropout draws other values than in `block(x, *context)`, the same ones both times.
     """
     flat: Any = tree_flatten(block.trainable_parameters())
     names, weights = [name for name, _ in flat], [array for _, array in flat]
@@ -30,7 +31,9 @@ def recomputed(block: nn.Module, x: mx.array, *context: Any) -> mx.array:
             return call_with(block, dict(zip(names, weights, strict=True)), x, *context)
 
     def backward(primals: Any, cotangent: mx.array, _output: mx.array) -> tuple[mx.array, ...]:
-        primals = mx.depends(list(primals), [cotangent])
+        # A block whose weights are all frozen has one input, which MLX hands over bare.
+        primals = [primals] if isinstance(primals, mx.array) else list(primals)
+        primals = mx.depends(primals, [cotangent])
         _, (x_gradient, *gradients) = mx.vjp(forward, primals, [cotangent])
         return (*mx.depends([x_gradient], gradients), *gradients)
 

@@ -47,6 +47,19 @@ def test_recomputed_blocks_have_the_gradients_of_kept_ones(
         np.testing.assert_allclose(recomputed[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1, 2)], ids=["first", "middle", "all"])
+def test_gradients_pass_through_recomputed_blocks_that_are_frozen(frozen: tuple[int, ...]) -> None:
+    model = small_model(50, num_hidden_layers=3).train()
+    for i in frozen:
+        model.model.layers[i].freeze()
+    _, gradients = value_and_gradients(model, 0, False, Mask())
+    _, recomputed = value_and_gradients(model, 1, False, Mask())
+    assert not any(name.startswith(f"model.layers.{frozen[0]}.") for name in recomputed)
+    assert recomputed.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(recomputed[name], gradient, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_dropout_drops_the_same_in_the_recomputation(compiled: bool) -> None:
     model = small_model(50, residual_dropout=0.2, attention_dropout=0.2).train()
