@@ -5,7 +5,7 @@ To add a setting: it needs two users or a measured difference (otherwise name th
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,7 +27,7 @@ class TrainingConfig(Section):
     count is derived."""
     activation_checkpointing: str = "none"
     """`none`, `all`, or `every 2`: recompute every second block in the backward pass instead of keeping it. At most a
-    third more time, a fraction of the memory; the same numbers."""
+    third more time, a fraction of the memory; the same numbers, unless there is dropout, which then draws others."""
     memory_limit: int | None = Field(default=None, gt=0)
     """Bytes the run may take, for example 24G; null: the device's own limit. A run that would need more is refused."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
@@ -49,6 +49,13 @@ class TrainingConfig(Section):
         words = {"none": 0, "all": 1}
         text = self.activation_checkpointing
         return words[text] if text in words else int(text.split()[1])
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _some_sequences(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"micro_batch_size is {value}; give some sequences, auto, or null for the whole batch")
+        return value
 
     @field_validator("activation_checkpointing")
     @classmethod

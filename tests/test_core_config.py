@@ -331,5 +331,6 @@ def test_a_micro_batch_is_a_number_or_auto():
     assert (auto.given_micro_batch_size, auto.micro_batch_size_of(2)) == (None, 6)
     with pytest.raises(ConfigError, match="micro_batch_size: expected a whole number or auto, got 'most'"):
         build_section(Config, {"training": {"micro_batch_size": "most"}})
-    with pytest.raises(ConfigError, match="micro_batch_size"):
+    with pytest.raises(ConfigError, match="micro_batch_size is 0; give some sequences, auto, or null") as caught:
         build_section(Config, {"training": {"micro_batch_size": 0}})
+    assert len(caught.value.problems) == 1
