@@ -210,8 +210,8 @@ def loss_memory(step: Step) -> LossMemory:
         return LossMemory(num_tokens * vocab_size * (LOGITS_ON_CPU * FLOAT32 if step.on_cpu else fused), 0, False)
     logits = min(chunk, num_tokens) * vocab_size
     alive = FLOAT32 * logits_alive(num_tokens * vocab_size, logits) if step.on_cpu else fused * logits
-    # The gradient of the hidden states in chunks, joined, scaled; that of the head while a chunk's is added, and scaled,
-    # of which one stays.
+    # The gradient of the hidden states in chunks, joined, scaled; that of the head while a chunk's is added, and
+    # scaled, of which one stays.
     head = FLOAT32 * vocab_size * hidden
     return LossMemory(round(alive) + 3 * num_tokens * hidden * itemsize + head, head, True)
 
