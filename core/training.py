@@ -66,7 +66,7 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
             batch = Batch(*(array[index] for array in micro_batches))
             if sums is not None:
                 # Without the order, every micro-batch's activations would be alive at once.
-                batch = batch._replace(tokens=mx.depends(batch.tokens, leaves(sums)))
+                batch = Batch(*mx.depends(list(batch), leaves(sums)))
             (_, loss), gradients = mx.value_and_grad(scaled_loss)(masters, batch)
             sums = (gradients, loss) if sums is None else tree_map(mx.add, sums, (gradients, loss))
         gradients, loss = group.reduce(sums)

@@ -155,6 +155,10 @@ MEASURED: dict[str, dict[str, Any]] = {
         "data": {"sequence_length": 64},
         "training": {"batch_size": 2, "weight_ema": 0.99},
     },
+    "denoise, micro-batches": {
+        "objective": {"type": "denoise"},
+        "training": {"batch_size": 16, "micro_batch_size": 2},
+    },
     "muon, averaged weights, micro-batches": {
         "model": {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 176},
         "optimizer": {"type": "muon"},
