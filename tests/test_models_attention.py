@@ -3,10 +3,15 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models import noise
 from models.attention import ATTENTION, auto_attention, block_attention, flash_attention, simple_attention
+from models.attention.flash_attention import FlashAttentionConfig
+from models.attention.flex_attention import FlexAttentionConfig
 from models.attention.mask import Mask
+from models.attention.mods import FunctionMod
 from models.attention.simple_attention import SimpleAttentionConfig
 from utils.registry import look_up
 
@@ -158,3 +163,60 @@ def test_auto_takes_blocks_that_are_recomputed_where_scores_are_many(monkeypatch
     monkeypatch.setattr(auto_attention.flash_attention, "attend", lambda *_: "flash")
     q, k = mx.zeros((1, 1, num_queries, 8)), mx.zeros((1, 1, num_keys, 8))
     assert auto_attention.attend_on_cpu(q, k, k, Mask(), 1.0) == chosen
+
+
+ROWS = {
+    "flash": lambda block: FlashAttentionConfig(block_size=block),
+    "flash, blocks of its choice": lambda block: FlashAttentionConfig(),
+    "flex": lambda block: FlexAttentionConfig(block_size=block),
+    "flex by its own functions": lambda block: FlexAttentionConfig(
+        mods=(FunctionMod(mask=f"{__name__}:everything", score=f"{__name__}:as_it_is"),), block_size=block
+    ),
+    "auto": lambda block: auto_attention.AutoAttentionConfig(),
+}
+"""Everything that must equal `simple`, given a block size."""
+
+
+def everything(b, h, q, k):
+    return (q >= 0) & (k >= 0)
+
+
+def as_it_is(score, b, h, q, k):
+    return score * 1.0
+
+
+@st.composite
+def attention_calls(draw):
+    """Sizes, mask, dtype and block size of one call without a cache."""
+    B, groups, share = (draw(st.integers(1, 3)) for _ in range(3))
+    K = draw(st.sampled_from([4, 8, 10]))
+    length = draw(st.integers(1, 150))
+    segments = None
+    if draw(st.booleans()):
+        ends = sorted(draw(st.lists(st.integers(1, length), min_size=1, max_size=3)))
+        row = np.searchsorted(ends, np.arange(length), side="right") + draw(st.integers(0, 1))
+        segments = mx.array(np.broadcast_to(row, (B, length)).astype(np.int32))
+    kind = draw(st.sampled_from(["causal", "bidirectional"]))
+    mask = Mask(kind, window=draw(st.none() | st.integers(1, 160)), segments=segments)
+    dtype = draw(st.sampled_from([mx.float32, mx.float32, mx.bfloat16, mx.float16]))
+    return (B, groups * share, groups, length, K), mask, dtype, draw(st.sampled_from([1, 7, 16, 32, 64, 200]))
+
+
+@pytest.mark.parametrize("row", ROWS)
+@settings(deadline=None, max_examples=25)
+@given(attention_calls())
+def test_simple_flash_and_flex_are_one_function_and_so_are_their_gradients(row, call):
+    (B, heads, groups, length, K), mask, dtype, block = call
+    random = np.random.default_rng(length)
+    shapes = [(B, heads, length, K), (B, groups, length, K), (B, groups, length, K), (B, heads, length, K)]
+    q, k, v, cotangent = (mx.array(random.normal(size=shape)).astype(dtype) for shape in shapes)
+
+    def results(config):
+        attend = config.build(training=True)
+        outputs, gradients = mx.vjp(lambda *inputs: attend(*inputs, mask, 0.4), [q, k, v], [cotangent])
+        return [np.array(array.astype(mx.float32)) for array in (*outputs, *gradients)]
+
+    # In half precision the sums agree and their last rounding may not: one unit of the largest result.
+    tolerance = {mx.float32: 2e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}[dtype]
+    for got, right in zip(results(ROWS[row](block)), results(SimpleAttentionConfig()), strict=True):
+        np.testing.assert_allclose(got, right, atol=tolerance * max(1.0, np.abs(right).max()))
