@@ -60,8 +60,10 @@ def recent_tokens(prompts: Sequence[Sequence[int]], num_recent: int) -> mx.array
 def prefill(model: Any, tokens_BL: mx.array, segments_BL: mx.array | None, cache: list[Any]) -> mx.array:
     """Read the prompts into the cache, in chunks; the logits [B, V] after their last token."""
     length = tokens_BL.shape[1]
-    for start in range(0, length, PREFILL_CHUNK):
-        end = min(start + PREFILL_CHUNK, length)
+    # Positions that see later ones (a prefix-LM's) must have them in their chunk.
+    chunk = length if getattr(model, "num_lookahead", 0) else PREFILL_CHUNK
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
         mask = Mask("causal")
         if segments_BL is not None:
             mask = Mask("causal", segments=segments_BL[:, start:end], key_segments=segments_BL[:, :end])

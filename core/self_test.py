@@ -83,9 +83,11 @@ def check_device(precision: str, head_dim: int | None) -> None:
 
 
 def fused_head_dim(model_config: Any) -> int | None:
-    """The `head_dim` for `check_device`: None for a model whose attention is `simple`, or that has none to tell."""
-    is_fused = getattr(getattr(model_config, "attention", None), "type", None) in ("auto", "flash")
-    return getattr(model_config, "head_size", None) if is_fused else None
+    """The `head_dim` for `check_device`: None for a model whose attention uses no fused kernel, or has none to tell."""
+    attention = getattr(model_config, "attention", None)
+    if attention is None or attention.type == "simple" or attention.kernel_mask(0) == "own":
+        return None
+    return getattr(model_config, "head_size", None)
 
 
 def check_operations(chip: Chip, precision: str, head_dim: int | None, operations: Operations) -> None:

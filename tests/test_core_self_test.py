@@ -133,6 +133,9 @@ def test_the_remedy_for_attention_ends_its_test() -> None:
     assert fused_head_dim(config) is None
     check_operations(CHIP, "float32", fused_head_dim(config), broken)
     assert fused_head_dim(small_config().model) == 8
+    window, cap = {"type": "sliding_window", "window": 4}, {"type": "soft_cap", "cap": 5.0}
+    assert fused_head_dim(small_config({"attention": {"type": "flex", "mods": [window]}}).model) == 8
+    assert fused_head_dim(small_config({"attention": {"type": "flex", "mods": [window, cap]}}).model) is None
     assert fused_head_dim(object()) is None
 
 

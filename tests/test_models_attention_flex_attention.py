@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_map_with_path
 
+from core import decoding
 from core.config import build_section
 from core.decoding import pad_left, prefill, read_one
 from models.attention import flex_attention, simple_attention
@@ -197,6 +198,14 @@ def test_a_prefix_read_at_once_decodes_as_in_the_forward():
     parts += [model(tokens[:, i : i + 1], Mask(), cache) for i in range(12, 40)]
     np.testing.assert_allclose(np.array(mx.concatenate(parts, axis=1)), np.array(expected), atol=1e-4)
     assert (model.num_lookahead, model.needs_segments) == (10, False)
+
+
+def test_a_prefix_longer_than_a_chunk_of_the_prompt_sees_all_of_itself(monkeypatch):
+    model = random_model([{"type": "prefix_lm", "length": 10}])
+    tokens = mx.array([list(range(1, 15))])
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 4)
+    got = prefill(model, tokens, None, model.make_cache())
+    np.testing.assert_allclose(np.array(got), np.array(model(tokens, Mask()))[:, -1], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*MODELS, "prefix"])

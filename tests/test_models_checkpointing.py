@@ -83,6 +83,9 @@ def test_evaluation_recomputes_nothing_and_the_weights_stay_the_models_own() -> 
     kept = np.array(model(TOKENS, Mask()))
     model.recompute(1)
     np.testing.assert_array_equal(np.array(model(TOKENS, Mask())), kept)
+    cache = model.make_cache()
+    parts = [model(TOKENS[:, :10], Mask(), cache), model(TOKENS[:, 10:], Mask(), cache)]
+    np.testing.assert_allclose(np.array(mx.concatenate(parts, axis=1)), kept, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.array(model.train()(TOKENS, Mask())), kept, rtol=1e-6)
     assert all(array is weights[name] for name, array in tree_flatten(model.parameters()))
 

@@ -154,6 +154,28 @@ def test_restoring_from_safetensors_continues_bit_for_bit(row: str, tmp_path: Pa
     assert_equal(resumed.state, straight.state)
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize(
+    ("row", "settings"), [*((row, {}) for row in sorted(OPTIMIZERS)), ("sgd", {"momentum": 0.9, "nesterov": True})]
+)
+def test_an_update_that_is_held_back_leaves_no_trace(row: str, settings: dict[str, Any], compiled: bool) -> None:
+    parameters = dict(tree_flatten(make_toy().trainable_parameters()))
+    optimizer = config_of(row, **settings).build(parameters)
+
+    def update(gradients: Any, parameters: Any, applies: mx.array) -> Any:
+        return optimizer.apply_gradients(gradients, parameters, applies)
+
+    step: Any = mx.compile(update, inputs=optimizer.state, outputs=optimizer.state) if compiled else update
+    parameters = step(draw(parameters, 0), parameters, mx.array(True))
+    before = flat(parameters), flat(optimizer.state)
+    broken = tree_map(lambda parameter: mx.full(parameter.shape, float("nan")), parameters)
+    kept = step(broken, parameters, mx.array(False))
+    assert_equal(kept, before[0])
+    assert_equal(optimizer.state, before[1])
+    moved = flat(step(draw(parameters, 1), kept, mx.array(True)))
+    assert all((moved[name] != old).any() and np.isfinite(moved[name]).all() for name, old in before[0].items())
+
+
 @every_row
 def test_assigning_an_equal_tree_restores(row: str) -> None:
     parameters = make_toy().trainable_parameters()
