@@ -18,7 +18,7 @@ from models.decoder_config import DecoderConfig, parameter_shapes
 from optimizers.enhanced_optimizers import LionConfig
 from optimizers.muon import MuonConfig, stacks
 from utils.chips import this_chip
-from utils.memory import CACHE_SHARE, format_bytes, memory_limit
+from utils.memory import format_bytes, memory_limit
 
 FLOAT32 = 4
 LOGITS_ON_CPU = 8
@@ -106,11 +106,6 @@ def step_of(
 def limit_of(config: Config) -> int:
     """Bytes that the run may take: `training.memory_limit`, or the device's own limit."""
     return config.training.memory_limit or memory_limit()
-
-
-def cache_bytes(limit: int) -> int:
-    """Most that MLX keeps of freed buffers (utils/memory.py); not part of the peak."""
-    return int(limit * CACHE_SHARE)
 
 
 def estimate_memory(step: Step) -> MemoryEstimate:

@@ -17,7 +17,6 @@ from core.config import Config
 from core.memory_plan import (
     MemoryEstimate,
     Step,
-    cache_bytes,
     choose_micro_batch_size,
     estimate_memory,
     explain,
@@ -26,7 +25,7 @@ from core.memory_plan import (
 )
 from core.memory_remedies import check_fits
 from utils.errors import ConfigError
-from utils.memory import format_bytes
+from utils.memory import cache_bytes, format_bytes
 from utils.units import Duration, format_count
 
 
@@ -238,7 +237,7 @@ def rows(
 def memory_rows(plan: Plan) -> list[tuple[str, str]]:
     """The peak of a step, what it is made of, and what may come on top."""
     peak, limit, cache = (
-        format_bytes(n) for n in (plan.memory.peak, plan.memory_limit, cache_bytes(plan.memory_limit))
+        format_bytes(n) for n in (plan.memory.peak, plan.memory_limit, cache_bytes(plan.memory_limit, plan.memory.peak))
     )
     return [
         ("memory", f"about {peak} of {limit} at the peak of a step, {plan.memory.moment}"),

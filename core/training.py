@@ -151,7 +151,7 @@ def train(
             checkpoint = newest_valid(run.checkpoints, warn if group.is_main else lambda line: None) if resume else None
             tokenizer = run_tokenizer(run) if resume else None
         parts = build_parts(config, group, tokenizer, say, initialise=checkpoint is None)
-        set_limits(parts.plan.memory_limit)
+        set_limits(parts.plan.memory_limit, parts.plan.memory.peak)
         with together(group):
             run.start(config, overwrite=overwrite)
             progress = continue_from(run, parts, checkpoint, say)

@@ -14,19 +14,22 @@ UNLIMITED_1 = "9223372036854771712"
 
 
 def test_the_cache_is_half_of_the_limit_and_in_force() -> None:
-    kept = memory.set_cache_limit()
-    assert kept == memory.memory_limit() // 2
-    assert mx.set_cache_limit(kept) == kept
-    assert memory.set_cache_limit(1 << 30) == 1 << 29
     memory.set_cache_limit()
+    kept = memory.memory_limit() // 2
+    assert mx.set_cache_limit(kept) == kept
+
+
+@pytest.mark.parametrize(("peak", "kept"), [(0, 50), (30, 50), (70, 30), (100, 0), (130, 0)])
+def test_cache_and_step_fit_together(peak: int, kept: int) -> None:
+    assert memory.cache_bytes(100, peak) == kept
 
 
 def test_limits_are_in_force() -> None:
     before = mx.set_memory_limit(1 << 40)
     try:
-        memory.set_limits(1 << 31)
+        memory.set_limits(1 << 31, 3 << 29)
         assert mx.set_memory_limit(1 << 31) == 1 << 31
-        assert mx.set_cache_limit(1 << 30) == 1 << 30
+        assert mx.set_cache_limit(1 << 30) == 1 << 29
     finally:
         mx.set_memory_limit(before)
         memory.set_cache_limit()
@@ -48,7 +51,7 @@ def test_freed_buffers_are_kept() -> None:
     ("info", "expected"),
     [
         ({"memory_size": 64 << 30, "max_recommended_working_set_size": 48 << 30}, 48 << 30),
-        ({"memory_size": 64 << 30}, 64 << 30),
+        ({"memory_size": 64 << 30}, int(0.9 * (64 << 30))),
         ({"total_memory": 80 << 30, "architecture": "sm_80"}, int((80 << 30) * 0.95)),
     ],
 )
@@ -88,6 +91,6 @@ def test_a_machine_without_control_groups(tmp_path: Path) -> None:
 def test_a_container_lowers_the_limit_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = mx.Device(mx.cpu, 0)
     monkeypatch.setattr(memory, "container_limits", lambda *paths: [1 << 30, int(UNLIMITED_1)])
-    assert memory.memory_limit(cpu) == 1 << 30
+    assert memory.memory_limit(cpu) == int(0.9 * (1 << 30))
     monkeypatch.setattr(memory, "container_limits", lambda *paths: [int(UNLIMITED_1)])
     assert 1 << 30 < memory.memory_limit(cpu) < 1 << 50

@@ -1,11 +1,11 @@
 """How much memory this device lets a run use, and how much of it MLX keeps for the next step.
 
-The limit: what Metal recommends, 0.95 of an NVIDIA card (MLX's own limit there), the machine's memory on a CPU, or
-what its container was given, which is what decides when the kernel kills a process. MLX's cache of freed buffers is
+The limit: what Metal recommends, 0.95 of an NVIDIA card (MLX's own limit there), and on a CPU 0.9 of the machine's
+memory, or of what its container was given, since the kernel kills who takes it all. MLX's cache of freed buffers is
 set once, because shapes are static and a step's buffers fit the next: the CPU backend's default of 32 MB gives them
 back to the kernel and asks for them again: 1.4 million page faults in 30 steps of the quickstart's model, 0.1 million
 with this. On a GPU the default is nearly all of the memory, which leaves other programs none (not measured there). To
-change the shares, edit `CUDA_SHARE` and `CACHE_SHARE`.
+change the shares, edit `CUDA_SHARE`, `CPU_SHARE` and `CACHE_SHARE`.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 CUDA_SHARE = 0.95
+CPU_SHARE = 0.9
 CACHE_SHARE = 0.5
 CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 CGROUP_MOUNT = Path("/sys/fs/cgroup")
@@ -30,7 +31,7 @@ def memory_limit(device: mx.Device | None = None) -> int:
     if info.get("total_memory") and device.type != mx.DeviceType.cpu:
         return int(info["total_memory"] * CUDA_SHARE)
     physical = int(info.get("memory_size") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return min([physical, *container_limits(CGROUP_MEMBERSHIP, CGROUP_MOUNT)])
+    return int(CPU_SHARE * min([physical, *container_limits(CGROUP_MEMBERSHIP, CGROUP_MOUNT)]))
 
 
 def container_limits(membership: Path, mount: Path) -> list[int]:
@@ -62,21 +63,25 @@ def memory_groups(membership: Path) -> Iterator[tuple[str, str]]:
             yield "memory", path
 
 
-def set_cache_limit(limit: int | None = None) -> int:
-    """Let MLX keep freed buffers up to half of `limit` (None: the device's); returns the bytes it may keep."""
-    kept = int((memory_limit() if limit is None else limit) * CACHE_SHARE)
-    mx.set_cache_limit(kept)
-    return kept
+def cache_bytes(limit: int, peak: int = 0) -> int:
+    """Most that MLX keeps of freed buffers when a step takes `peak` of `limit` bytes: half, or what the step leaves."""
+    return max(0, min(int(limit * CACHE_SHARE), limit - peak))
 
 
-def set_limits(limit: int) -> None:
-    """Make MLX wait for the device rather than take more than `limit` bytes, and keep half as much of freed buffers.
+def set_cache_limit() -> None:
+    """Let MLX keep freed buffers, where no plan says what the work itself takes."""
+    mx.set_cache_limit(cache_bytes(memory_limit()))
 
-    On a CPU MLX issues kernels far ahead of their turn and holds their arrays: a step limited to 0.7 of the peak it had
-    without a limit took the same time (docs/log.md). Below what the step needs, MLX goes over the limit.
+
+def set_limits(limit: int, peak: int) -> None:
+    """Make MLX wait for the device rather than take more than `limit` bytes, and keep what a step does not need.
+
+    The CPU backend never gives its cache back for want of memory, so step and cache together must fit. It also issues
+    kernels far ahead of their turn and holds their arrays: a step limited to 0.7 of the peak it had without a limit
+    took the same time (docs/log.md). Below what the step needs, MLX goes over the limit.
     """
     mx.set_memory_limit(limit)
-    set_cache_limit(limit)
+    mx.set_cache_limit(cache_bytes(limit, peak))
 
 
 def format_bytes(count: float) -> str:
