@@ -156,6 +156,12 @@ def set_recomputation(model: nn.Module, config: Config) -> None:
         )
 
 
+def kernel_warnings(config: Config, model_config: Any, precision: str) -> list[str]:
+    """Why the model will be slower than it need be on this machine, one line for each cause."""
+    document_mask = bool(getattr(config.objective, "document_mask", False))
+    return model_config.warnings(config.data.sequence_length, precision, document_mask)
+
+
 def refuse_blind_patience(config: Config, dataset: Any) -> None:
     """Raise ConfigError when early stopping has nothing to go by."""
     if config.training.early_stopping and not (dataset.validation_bytes and config.evaluation.every):

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from core.assembly import complete_model_config, count_optimizer_bytes
+from core.assembly import complete_model_config, count_optimizer_bytes, kernel_warnings
 from core.config import Config
 from core.memory_remedies import check_fits
 from core.plan import Plan, chosen_step, disk_warning, make_plan, rows
@@ -55,7 +55,7 @@ def dry_run(config: Config) -> int:
     slow = precision_warning(config.training.precision, precision)
     if plan.memory.peak > plan.memory_limit:
         warnings.append(too_large(config, model_config, plan))
-    warnings += model_config.warnings(config.data.sequence_length, precision)
+    warnings += kernel_warnings(config, model_config, precision)
     for line in (*warnings, slow, disk_warning(plan, Path(config.out_dir))):
         if line:
             warn(line)

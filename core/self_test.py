@@ -85,7 +85,7 @@ def check_device(precision: str, head_dim: int | None) -> None:
 def fused_head_dim(model_config: Any) -> int | None:
     """The `head_dim` for `check_device`: None for a model whose attention uses no fused kernel, or has none to tell."""
     attention = getattr(model_config, "attention", None)
-    if attention is None or attention.type == "simple" or attention.kernel_mask(0) == "own":
+    if attention is None or attention.kernel_mask(0) == "own":
         return None
     return getattr(model_config, "head_size", None)
 

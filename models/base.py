@@ -36,8 +36,8 @@ class ModelConfig(TypedSection):
         """One line for the plan: which attention runs on this machine, and why; None when there is nothing to say."""
         return None
 
-    def warnings(self, sequence_length: int, precision: str) -> list[str]:
-        """What will be slower than it need be on this machine, one line each."""
+    def warnings(self, sequence_length: int, precision: str, document_mask: bool = False) -> list[str]:
+        """What will be slower than it need be on this machine, one line each. `document_mask`: the objective's."""
         return []
 
     def beyond_mlx_lm(self) -> list[str]:

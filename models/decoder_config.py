@@ -133,13 +133,14 @@ class DecoderConfig(ModelConfig):
             return line
         return f"{line}; {blocks[0]} of {blocks[1]} blocks are computed"
 
-    def warnings(self, sequence_length: int, precision: str) -> list[str]:
+    def warnings(self, sequence_length: int, precision: str, document_mask: bool = False) -> list[str]:
         """See `ModelConfig.warnings`."""
         device = "cuda" if mx.cuda.is_available() else "metal" if mx.metal.is_available() else "cpu"
         kind, found = self.attention.kernel_mask(sequence_length), self.attention.warnings(sequence_length)
         if kind == "own":
             return found
-        return flash_warnings(self.head_size, sequence_length, precision, device, kind == "array") + found
+        missed = flash_warnings(self.head_size, sequence_length, precision, device, document_mask or kind == "array")
+        return missed + found
 
     def beyond_mlx_lm(self) -> list[str]:
         """See `ModelConfig.beyond_mlx_lm`."""

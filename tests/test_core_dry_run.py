@@ -122,3 +122,13 @@ def test_32k_tokens_on_24_gb_need_flash(attention: str, capsys: pytest.CaptureFi
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
     assert "model.attention.type: flash" in printed.err
+
+
+def test_documents_kept_apart_by_the_objective_miss_the_fused_kernel_on_metal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    for masks in (False, True):
+        dry_run(tiny_config(tmp_path, objective={"document_mask": masks}, model={"head_dim": 64}))
+        assert ("documents and windows have no fused attention on Metal" in capsys.readouterr().err) == masks

@@ -18,6 +18,7 @@ from models.attention.flex_attention import FlexAttentionConfig, attend_dense
 from models.attention.mask import Mask
 from models.attention.mods import And, FunctionMod, Mod, Or
 from models.attention.named_mods import ALiBi, Causal, Document, GlobalLocal, PrefixLM, SlidingWindow, SoftCap
+from models.attention.simple_attention import SimpleAttentionConfig
 from models.llama import LlamaConfig
 
 HERE = __name__
@@ -254,3 +255,6 @@ def test_a_fused_kernel_is_missed_only_where_one_could_run(monkeypatch):
     for mod in (SlidingWindow(window=8), Document()):
         (line,) = warned(mod)
         assert "documents and windows have no fused attention on Metal" in line
+    odd: dict[str, Any] = {**SIZES, "head_dim": 20}
+    assert "head_dim 20" in LlamaConfig(**odd).warnings(64, "float32")[0]
+    assert LlamaConfig(**odd, attention=SimpleAttentionConfig()).warnings(64, "float32", document_mask=True) == []

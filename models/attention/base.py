@@ -39,7 +39,7 @@ class AttentionConfig(TypedSection):
         return None
 
     def kernel_mask(self, sequence_length: int) -> Literal["plain", "array", "own"]:
-        """What a fused kernel would have to know: nothing special, an array, or what no kernel can (mods)."""
+        """What a fused kernel is told: nothing special, an array; "own": none is used."""
         return "plain"
 
     def warnings(self, sequence_length: int) -> list[str]:

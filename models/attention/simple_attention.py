@@ -6,6 +6,7 @@ Source: Vaswani et al. 2017, equation 1; grouped heads: Ainslie et al. 2023 (GQA
 """
 
 from functools import partial
+from typing import Literal
 
 import mlx.core as mx
 
@@ -37,6 +38,9 @@ class SimpleAttentionConfig(AttentionConfig):
 
     type: str = "simple"
     """The row of the table."""
+
+    def kernel_mask(self, sequence_length: int) -> Literal["plain", "array", "own"]:
+        return "own"
 
     def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
         return partial(attend, dropout=dropout)
