@@ -6,17 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from core.assembly import Progress, build_parts, complete_model_config, restore, take_snapshot
+from core.assembly import (
+    Progress,
+    build_parts,
+    complete_model_config,
+    restore,
+    set_recomputation,
+    take_snapshot,
+)
 from core.checkpoint import Restored, list_checkpoints, read_checkpoint
 from core.config import Config
 from core.evaluation import number
 from core.gradients import leaves
 from core.run import run_folder
-from core.training import average
+from core.training import average, make_step, to_micro_batches
 from distributed.group import SingleConfig
 from models.weights import save_weights
 from tests.tiny_run import quiet_train, tiny_config, write_corpus
@@ -219,4 +227,45 @@ def test_wrong_kernels_of_a_device_are_found_before_anything_else(
     config = tiny_config(tmp_path)
     with pytest.raises(BackendError, match="matmul in float32 is wrong, heads of 8"):
         build_parts(config, SingleConfig().build(), None, lambda line: None)
-    assert not Path(config.data.cache_dir).exists()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("asked", "num_recomputed"), [("none", 0), ("every 2", 2), ("all", 3)])
+def test_the_step_recomputes_as_many_blocks_as_the_config_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, num_recomputed: int
+) -> None:
+    calls = []
+
+    def counted(layer: Any, x: mx.array, *context: Any) -> mx.array:
+        calls.append(layer)
+        return layer(x, *context)
+
+    monkeypatch.setattr("models.decoder.recomputed", counted)
+    config = tiny_config(tmp_path, model={"num_hidden_layers": 3}, training={"activation_checkpointing": asked})
+    parts = parts_of(config)
+    loader = parts.dataset.batches(8, start_row=0, rank=0, world_size=1, micro_batch_size=8)
+    batch, _ = next(loader)
+    loader.close()
+    mx.eval(make_step(parts, SingleConfig().build(), config)(to_micro_batches(batch, 8)))
+    assert len(calls) == num_recomputed
+
+
+def test_a_model_of_ones_own_without_recomputation_is_refused_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    set_recomputation(nn.Linear(2, 2), tiny_config(tmp_path))
+    asked = tiny_config(tmp_path, training={"activation_checkpointing": "every 2"})
+    with pytest.raises(ConfigError, match=r"activation_checkpointing is 'every 2'.*no `recompute\(every\)`.*none"):
+        set_recomputation(nn.Linear(2, 2), asked)
+
+
+def test_what_cannot_fit_is_refused_before_the_data_is_prepared(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, training={"memory_limit": 200_000})
+    with pytest.raises(ConfigError, match="a step needs about"):
+        parts_of(config)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_gives_mlx_the_limit_it_was_planned_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr("core.training.set_limits", lambda limit, *_: limits.append(limit))
+    quiet_train(tiny_config(tmp_path, training={"memory_limit": "300M", "duration": "3 steps"}))
+    assert limits == [300_000_000]
