@@ -9,7 +9,7 @@ import pytest
 
 from core.checkpoint import list_checkpoints
 from core.config import Config, load
-from core.run import Run, acquire_lock, differing_keys, flatten, open_run, run_folder
+from core.run import Run, acquire_lock, differing_keys, flatten, open_run, refuse_other_config, run_folder
 from tests.tiny_run import metric_rows, quiet_train, tiny_config
 from utils.errors import CheckpointError, ConfigError, DataError
 
@@ -63,6 +63,28 @@ def test_an_existing_run_is_refused_and_untouched(config: Config, tmp_path: Path
         "its config differs in training.gradient_clip: 1.0 there, None here",
     ]
     assert contents(run_folder(config)) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"model": {"attention": {"type": "flash", "block_size": 16}}}, []),
+        ({"training": {"activation_checkpointing": "all", "memory_limit": "1G", "micro_batch_size": "auto"}}, []),
+        ({"objective": {"chunk_size": 7}}, []),
+        ({"objective": {"z_loss": 1e-4}}, ["objective.z_loss"]),
+        ({"model": {"attention": {"type": "flex", "mods": [{"type": "alibi"}]}}}, ["model.attention.mods"]),
+        ({"model": {"final_logit_softcapping": 30}}, ["model.final_logit_softcapping"]),
+    ],
+)
+def test_how_the_same_numbers_come_about_may_change_and_the_numbers_may_not(
+    config: Config, tmp_path: Path, changes: dict[str, Any], refused: list[str]
+) -> None:
+    other, named = short_config(tmp_path, **changes), []
+    try:
+        refuse_other_config(other, run_folder(config))
+    except ConfigError as error:
+        named = [line.removeprefix("its config differs in ").split(":")[0] for line in error.problems[1:]]
+    assert named == refused
 
 
 def test_resuming_with_what_may_not_change_lists_it(config: Config, tmp_path: Path) -> None:
