@@ -161,10 +161,16 @@ def evaluate_run(arguments: argparse.Namespace) -> tuple[Evaluation, bytes]:
         warn("the corpus has changed since the run: this held-out text is another one, and training may have seen it")
     objective = config.objective.build(loaded.tokenizer.vocab_size)
     evaluator = Evaluator(loaded.model, objective, resolve_precision(config.training.precision))
-    batch_size = arguments.batch_size or config.evaluation.batch_size or config.micro_batch_size_of(1)
+    batch_size = arguments.batch_size or config.evaluation.batch_size or rows_at_once(config)
     evaluation = evaluator.run(dataset.validation_batches(batch_size), dataset.validation_bytes)
     assert evaluation is not None
     return evaluation, dataset.validation_text()
+
+
+def rows_at_once(config: Any) -> int:
+    """The micro-batch of training; eight rows where training chose it by the memory of its own machine."""
+    rows = config.micro_batch_size_of(1)
+    return min(8, rows) if config.training.micro_batch_size == "auto" else rows
 
 
 def trained_on(checkpoint: Path) -> str:

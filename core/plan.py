@@ -150,7 +150,7 @@ def make_plan(
         checkpoint_bytes=model_bytes + optimizer_bytes + ema_bytes,
         num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
         precision=precision,
-        attention=model_config.explain_kernels(),
+        attention=model_config.explain_kernels(length),
         memory=check_fits(step, limit) if must_fit else estimate_memory(step),
         memory_limit=limit,
         chose_micro_batch=config.training.micro_batch_size == "auto",
@@ -212,7 +212,7 @@ def rows(
     if plan.num_micro_batches > 1 or plan.world_size > 1:
         batch += f" = {plan.world_size} rank(s) x {plan.num_micro_batches} x {plan.micro_batch_size}"
     if plan.chose_micro_batch:
-        batch += f"; micro-batches of {plan.micro_batch_size} are the largest that fit"
+        batch += f"; {plan.micro_batch_size} at once is the largest divisor of the batch that fits"
     lines = [
         *(data_rows(summary) if summary else []),
         ("parameters", f"{plan.num_params:,} ({format_count(plan.num_params)})"),

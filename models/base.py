@@ -32,7 +32,7 @@ class ModelConfig(TypedSection):
         """Floating-point operations that one token of a training step costs, forward and backward."""
         raise NotImplementedError(f"{type(self).__name__} must define flops_per_token")
 
-    def explain_kernels(self) -> str | None:
+    def explain_kernels(self, sequence_length: int) -> str | None:
         """One line for the plan: which attention runs on this machine, and why; None when there is nothing to say."""
         return None
 

@@ -125,10 +125,10 @@ class DecoderConfig(ModelConfig):
         width = self.num_attention_heads * self.head_size
         return 6 * (matrices + tied_head) + 12 * self.num_hidden_layers * width * sequence_length
 
-    def explain_kernels(self) -> str | None:
+    def explain_kernels(self, sequence_length: int) -> str | None:
         """See `ModelConfig.explain_kernels`."""
-        line, length = self.attention.explain(self.attention_dropout), self.max_position_embeddings
-        blocks = self.attention.computed_blocks(self.num_attention_heads, length) if length <= LONGEST_ASKED else None
+        line, can_ask = self.attention.explain(self.attention_dropout), sequence_length <= LONGEST_ASKED
+        blocks = self.attention.computed_blocks(self.num_attention_heads, sequence_length) if can_ask else None
         if blocks is None:
             return line
         return f"{line}; {blocks[0]} of {blocks[1]} blocks are computed"

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from core.config import Config, build_section
-from core.evaluation import Evaluation, Evaluator, compressors, main, report
+from core.evaluation import Evaluation, Evaluator, compressors, main, report, rows_at_once
 from core.loading import load_model
 from core.objectives.causal import CausalConfig
 from core.objectives.denoise import DenoiseConfig
 from core.run import run_folder
 from data.batch import Batch
 from data.tokenizer import BytesTokenizerConfig
-from tests.small_runs import lively
+from tests.small_runs import lively, small_config
 from tests.tiny_run import metric_rows, quiet_train, tiny_config, tiny_values
 from utils.errors import DataError
 
@@ -183,3 +183,10 @@ def test_a_run_without_validation_text_trains_and_says_what_to_give(tmp_path: Pa
     assert result.evaluation is None
     with pytest.raises(DataError, match="has no validation text: name some with --data FILE"):
         main(["--run", str(run_folder(config))])
+
+
+def test_rows_at_once_are_those_of_training_or_few_where_it_chose_by_its_memory() -> None:
+    for micro, rows in ((None, 32), (16, 16), ("auto", 8)):
+        config = small_config(training={"batch_size": 32, "micro_batch_size": micro})
+        assert rows_at_once(config) == rows
+    assert rows_at_once(small_config(training={"batch_size": 4, "micro_batch_size": "auto"})) == 4

@@ -204,7 +204,7 @@ def test_auto_takes_the_largest_micro_batch_that_fits_and_says_so(tmp_path: Path
         plan = plan_of(with_memory(config, "auto", peak))
         assert plan.micro_batch_size == size
         assert plan.memory.peak == peak
-        assert f"; micro-batches of {size} are the largest that fit" in dict(rows(plan, tmp_path))["batch"]
+        assert f"; {size} at once is the largest divisor of the batch that fits" in dict(rows(plan, tmp_path))["batch"]
     assert "largest" not in dict(rows(plan_of(config), tmp_path))["batch"]
     assert plan_of(with_memory(config, "auto"), world_size=2).micro_batch_size == 12
 

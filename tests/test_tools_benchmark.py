@@ -112,9 +112,7 @@ def test_optimizer_data_and_generation(capsys: pytest.CaptureFixture[str]) -> No
     assert rows[0]["decode_tokens_per_second"] > 0
 
 
-def test_peers_that_are_absent_or_cannot_do_it_are_listed(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_peers_that_are_absent_or_cannot_do_it_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
     bare.chmod(0o755)

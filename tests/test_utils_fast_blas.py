@@ -170,10 +170,10 @@ class TestWheel:
 
 @pytest.mark.parametrize(
     ("hosts", "threads"),
-    [(["127.0.0.1:1", "127.0.0.1:2"], 4), (["10.0.0.1:1", "10.0.0.2:1"], 8), (["127.0.0.1:1"] * 16, 1)],
+    [(["127.0.0.1:1", "127.0.0.1:2"], "4"), (["10.0.0.1:1", "10.0.0.2:1"], None), (["127.0.0.1:1"] * 16, "1")],
 )
 def test_ranks_of_one_machine_share_its_cores(
-    hosts: list[str], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hosts: list[str], threads: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostfile = tmp_path / "hosts.json"
     hostfile.write_text(json.dumps([[host] for host in hosts]))
@@ -183,7 +183,7 @@ def test_ranks_of_one_machine_share_its_cores(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     fast_blas.share_cores_with_ranks()
-    assert os.environ["OPENBLAS_NUM_THREADS"] == str(threads)
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == threads
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[[1]]", "{}"])

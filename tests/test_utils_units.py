@@ -19,6 +19,8 @@ from utils.units import Duration, format_count, parse_number
         ("1.5B", 1_500_000_000),
         ("2G", 2_000_000_000),
         ("1T", 10**12),
+        ("24GB", 24 * 10**9),
+        ("1.5 TB", 1_500_000_000_000),
         ("3e-4", 3e-4),
         ("1e6", 1_000_000),
         ("1.0e-5", 1e-5),
@@ -36,7 +38,7 @@ def test_numbers_are_read_as_written(text: str, number: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "M", "12:30", "5 apples", "0x10", "nan", "inf", "1e9999", "--1", "1 2", "1m", True]
+    "text", ["", "M", "12:30", "5 apples", "0x10", "nan", "inf", "1e9999", "--1", "1 2", "1m", "24BB", "24GiB", True]
 )
 def test_what_is_no_number_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="expected a number"):

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.elf import read_defined_symbols
+from utils.launcher import ranks_here
 
 SYSTEM_NAMES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")
 PREFIX = "scipy_"
@@ -41,20 +41,14 @@ def put_openblas_first() -> None:
 
 
 def share_cores_with_ranks() -> None:
-    """Give each rank that `mlx.launch` started on this machine its share of the cores, unless a person said otherwise.
+    """Give each rank on this machine its share of the cores, unless a person said otherwise.
 
     OpenBLAS takes all cores in each of them, and threads that wait for a core held by another rank's slow both down
     many times over. It reads the variable when it is loaded.
     """
-    rank, hostfile = os.environ.get("MLX_RANK"), os.environ.get("MLX_HOSTFILE")
-    if not rank or not hostfile or "OPENBLAS_NUM_THREADS" in os.environ:
-        return
-    try:
-        addresses = [host[0].rpartition(":")[0] for host in json.loads(Path(hostfile).read_text())]
-        num_here = addresses.count(addresses[int(rank)])
-    except (OSError, ValueError, LookupError, AttributeError):
-        return  # A broken hostfile is told by the group, which needs it.
-    os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_here))
+    num_here = ranks_here()
+    if num_here > 1 and "OPENBLAS_NUM_THREADS" not in os.environ:
+        os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_here))
 
 
 def fit_threads(flops: float) -> int | None:

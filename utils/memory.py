@@ -15,6 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from utils.launcher import ranks_here
+
 CUDA_SHARE = 0.95
 CPU_SHARE = 0.9
 CACHE_SHARE = 0.5
@@ -23,15 +25,16 @@ CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 
 def memory_limit(device: mx.Device | None = None) -> int:
-    """Bytes that a run may use on `device`, by default MLX's own choice."""
+    """Bytes that this process may use on `device`, by default MLX's own choice; ranks on one machine share them."""
     device = device or mx.default_device()
     info: dict[str, Any] = mx.device_info(device)
     if info.get("max_recommended_working_set_size"):
-        return int(info["max_recommended_working_set_size"])
+        return int(info["max_recommended_working_set_size"]) // ranks_here()
     if info.get("total_memory") and device.type != mx.DeviceType.cpu:
-        return int(info["total_memory"] * CUDA_SHARE)
+        return int(info["total_memory"] * CUDA_SHARE)  # A card of its own for each rank.
     physical = int(info.get("memory_size") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return int(CPU_SHARE * min([physical, *container_limits(CGROUP_MEMBERSHIP, CGROUP_MOUNT)]))
+    whole = min([physical, *container_limits(CGROUP_MEMBERSHIP, CGROUP_MOUNT)])
+    return int(CPU_SHARE * whole) // ranks_here()
 
 
 def container_limits(membership: Path, mount: Path) -> list[int]:

@@ -15,7 +15,7 @@ from pydantic_core import core_schema
 Unit = Literal["steps", "tokens", "tokens_per_param", "epochs", "fraction"]
 
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
-NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d{1,3})?)\s*([kKMBGT]?)")
+NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d{1,3})?)\s*([kKMBGT]?)(?:(?<=[kKMGT])B)?")
 
 UNITS: dict[str, Unit] = {
     "": "steps",
@@ -35,7 +35,7 @@ EXAMPLES = "'2000 steps', '500M tokens', '20 tokens_per_param', '3 epochs' or '5
 
 
 def parse_number(text: str | int | float) -> int | float:
-    """`500M` -> 500000000, `3e-4` -> 0.0003; an int when whole. Raises ValueError for anything else."""
+    """`500M` -> 500000000, `24GB` -> 24000000000, `3e-4` -> 0.0003; an int when whole. Raises ValueError else."""
     if isinstance(text, bool):
         raise ValueError(f"expected a number, got {str(text).lower()}")
     if isinstance(text, int):

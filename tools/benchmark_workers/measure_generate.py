@@ -45,7 +45,7 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
         seconds = {"seconds": end - start, "prefill_seconds": first - start, "decode_seconds": end - first}
         return seconds | mlx_memory()
 
-    return {"attention": config.model.explain_kernels(), "blas": openblas_version()}, measure
+    return {"attention": config.model.explain_kernels(config.data.sequence_length), "blas": openblas_version()}, measure
 
 
 if __name__ == "__main__":
