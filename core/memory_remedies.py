@@ -184,9 +184,12 @@ def together(step: Step, limit: int) -> tuple[list[str], Step]:
 
 
 def applied(step: Step, ways: list[Way], limit: int) -> tuple[list[str], Step]:
-    """Names of the settings that `ways` change one after the other, and the step under all of them."""
+    """Names of the settings that `ways` change one after the other, and the step under all of them.
+
+    The micro-batch is chosen last, under all the others, so that it is no smaller than it must be.
+    """
     names = {}
-    for way in ways:
+    for way in sorted(ways, key=lambda way: way is smaller_micro_batch):
         if remedy := way(step, limit):
             # `activation_checkpointing: all` replaces `every 2`.
             names[remedy.name.split(":")[0]], step = remedy

@@ -135,7 +135,7 @@ def attention_path(config: DecoderConfig, work: Work) -> Path:
     if not isinstance(attention, AutoAttentionConfig | FlashAttentionConfig | FlexAttentionConfig):
         return "square"
     named = "array" if work.has_segments else mask.named(length, length)
-    mask_bytes = (work.rows if work.has_segments else 1) * length**2 if named == "array" else 0
+    mask_bytes = length**2 if named == "array" else 0
     device = "cpu" if work.on_cpu else gpu_kind()
     dtype = mx.float32 if work.itemsize == FLOAT32 else mx.bfloat16
     path = choose_path(Call(device, dtype, config.head_size, length, length, named, True, mask_bytes))

@@ -45,7 +45,7 @@ BIG = 2**26 + 1
         (CUDA._replace(head_dim=192), "blocks"),
         (CUDA._replace(head_dim=60), "blocks"),
         (CUDA._replace(num_queries=1000), "blocks"),
-        (CUDA._replace(mask="array", mask_bytes=2**26), "fused"),
+        (CUDA._replace(mask="array", mask_bytes=2**24), "fused"),
         (CUDA._replace(mask="array", mask_bytes=BIG), "blocks"),
         (CUDA._replace(sinks=True), "blocks"),
         (CUDA._replace(sinks=True, training=False), "fused"),
@@ -155,8 +155,8 @@ def test_warnings_on_cuda():
     assert "use 128" in flash_warnings(64, 100, "bfloat16", "cuda")[0]
     assert len(flash_warnings(20, 256, "bfloat16", "cuda")) == 1
     assert "use bfloat16" in flash_warnings(64, 1024, "float32", "cuda")[0]
-    assert flash_warnings(64, 8192, "bfloat16", "cuda", array_mask=True) == []
-    assert "beyond 8192 positions" in flash_warnings(64, 16384, "bfloat16", "cuda", array_mask=True)[0]
+    assert flash_warnings(64, 4096, "bfloat16", "cuda", array_mask=True) == []
+    assert "beyond 4096 positions" in flash_warnings(64, 8192, "bfloat16", "cuda", array_mask=True)[0]
 
 
 def test_warnings_on_metal():

@@ -89,6 +89,10 @@ def table(score, b, h, q, k):
     return score * FIRST_VALUES[q] + 0.1 * b.astype(mx.float32)
 
 
+def hides_all(b, h, q, k):
+    return (k < 0) & (q >= 0)
+
+
 def fine(b, h, q, k):
     return ((q - k) % (h + 2) == 0) | (b == 1)
 
@@ -142,6 +146,10 @@ def test_masks_of_a_wrong_kind(name, words):
 )
 def test_scores_of_a_wrong_kind(name, words):
     assert words in problem(score=name)
+
+
+def test_a_mask_that_leaves_nothing_to_see():
+    assert "hides every key from every query" in problem(mask="hides_all")
 
 
 def test_what_is_fine():

@@ -22,8 +22,8 @@ CUDA_HEAD_DIM = 128
 CUDA_LENGTH_MULTIPLE = 128
 METAL_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 METAL_FEW_QUERIES = 8
-LARGEST_ARRAY_MASK = 2**26
-"""Bytes. A kernel that wants a mask as an array makes memory quadratic again: only while that is small."""
+LARGEST_ARRAY_MASK = 2**24
+"""Bytes for one row of a batch: 4096 positions. A kernel that wants a mask as an array makes memory quadratic again: only while that is small."""
 FEW_QUERIES = 64
 """Not worth blocks: the scores of so few grow with the number of keys only."""
 CPU_BLOCK_SIZES, GPU_BLOCK_SIZES = (64, 256), (128, 512)
@@ -44,7 +44,7 @@ class Call(NamedTuple):
     mask: Literal["none", "causal", "array"]
     training: bool
     mask_bytes: int = 0
-    """Of the mask as an array."""
+    """Of one row's mask as an array."""
     sinks: bool = False
 
 
@@ -116,11 +116,10 @@ def attend(
 
 def describe(q_BHLK: mx.array, k_BGSK: mx.array, mask: Mask, training: bool, sinks: bool) -> Call:
     """What `choose_path` wants to know."""
-    B, _, L, K = q_BHLK.shape
+    _, _, L, K = q_BHLK.shape
     S = k_BGSK.shape[2]
     named = mask.named(L, S)
-    mask_bytes = (B if mask.segments is not None else 1) * L * S if named == "array" else 0
-    return Call(device_kind(), q_BHLK.dtype, K, L, S, named, training, mask_bytes, sinks)
+    return Call(device_kind(), q_BHLK.dtype, K, L, S, named, training, L * S if named == "array" else 0, sinks)
 
 
 def device_kind() -> Literal["cpu", "metal", "cuda"]:

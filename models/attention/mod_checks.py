@@ -71,7 +71,9 @@ def check_functions(mod: Mod, setting: Setting, longest: int) -> None:
             )
         grid = Grid(setting.num_heads, longest)
         if allowed is not None:
-            grid.check_answers(f"mod '{mod.name}': allowed", named(allowed, mod), None)
+            answer = grid.check_answers(f"mod '{mod.name}': allowed", named(allowed, mod), None)
+            if not answer.any():
+                raise ValueError(f"mod '{mod.name}': allowed hides every key from every query: let each see itself")
         if score is not None:
             grid.check_score(f"mod '{mod.name}': score", named(score, mod))
     except ConfigError as error:
