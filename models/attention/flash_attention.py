@@ -23,7 +23,8 @@ CUDA_LENGTH_MULTIPLE = 128
 METAL_HEAD_DIMS = (64, 72, 80, 96, 128, 192, 256)
 METAL_FEW_QUERIES = 8
 LARGEST_ARRAY_MASK = 2**24
-"""Bytes for one row of a batch: 4096 positions. A kernel that wants a mask as an array makes memory quadratic again: only while that is small."""
+"""Bytes for one row of a batch: 4096 positions. A kernel that wants its mask as an array makes memory quadratic again:
+only while that is small."""
 FEW_QUERIES = 64
 """Not worth blocks: the scores of so few grow with the number of keys only."""
 CPU_BLOCK_SIZES, GPU_BLOCK_SIZES = (64, 256), (128, 512)
