@@ -62,7 +62,7 @@ SHAPES = {
     "124m": Shape(50304, 768, 2048, 12, 12, 16, 1024),
     "350m": Shape(50304, 1024, 2688, 24, 16, 8, 2048),
 }
-"""tiny is for tests; 34m the comparison of the issue; the others for a GPU."""
+"""tiny is for tests; 34m the comparison with mlx-lm; the others are for a GPU."""
 
 ATTENTION, WINDOW, LOSS = "attention/causal 2048", "attention/window 256 of 4096", "loss/head and loss"
 MEMORY, STEP = "memory/checkpointing", "step/one step"
