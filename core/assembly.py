@@ -42,6 +42,7 @@ DECISIVE = (
     "rope_scaling",
     "rope_traditional",
     "final_logit_softcapping",
+    "attention_sinks",
     "pippin_attention",
 )
 """Keys of config.json that shapes do not tell."""

@@ -38,7 +38,9 @@ class Attention(nn.Module):
         self.k_proj = Linear(hidden, self.num_groups * self.head_size, bias)
         self.v_proj = Linear(hidden, self.num_groups * self.head_size, bias)
         self.o_proj = Linear(self.num_heads * self.head_size, hidden, bias)
-        self.has_qk_norm = config.qk_norm
+        self.has_qk_norm, self.has_sinks = config.qk_norm, config.attention_sinks
+        if config.attention_sinks:
+            self.sinks = mx.zeros((self.num_heads,))
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps)
@@ -59,7 +61,8 @@ class Attention(nn.Module):
         if cache is not None:
             k_BGSK, v_BGSK = cache.update_and_fetch(k_BGSK, v_BGSK)
         attend = self.attend_in_training if self.training else self.attend
-        out_BHLK = attend(q_BHLK, k_BGSK, v_BGSK, mask, self.head_size**-0.5)
+        extra = {"sinks_H": self.sinks} if self.has_sinks else {}
+        out_BHLK = attend(q_BHLK, k_BGSK, v_BGSK, mask, self.head_size**-0.5, **extra)
         return self.o_proj(out_BHLK.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
 

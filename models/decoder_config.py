@@ -74,6 +74,8 @@ class DecoderConfig(ModelConfig):
     """Probability of dropping an attention weight, in training."""
     embedding_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping a coordinate of an embedding, in training."""
+    attention_sinks: bool = False
+    """One more logit for each head, learned, that takes attention weight and gives nothing (GPT-OSS)."""
     attention: Annotated[AttentionConfig, OneOf("models.attention:ATTENTION", "attention", "auto")] = Field(
         default_factory=AutoAttentionConfig
     )
@@ -146,7 +148,8 @@ class DecoderConfig(ModelConfig):
         """See `ModelConfig.beyond_mlx_lm`."""
         found = self.attention.beyond_plain(self.max_position_embeddings)
         cap = self.final_logit_softcapping
-        return found + ([f"final_logit_softcapping {cap:g}"] if cap is not None else [])
+        found += [f"final_logit_softcapping {cap:g}"] if cap is not None else []
+        return found + (["attention_sinks"] if self.attention_sinks else [])
 
     def to_hf(self) -> dict[str, Any]:
         """`config.json` as mlx-lm and transformers read it. Raises ConfigError while vocab_size is not known."""
@@ -203,6 +206,8 @@ def _block_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     shapes = _with_biases("self_attn", attention, config.attention_bias)
     shapes |= _with_biases("mlp", mlp, config.mlp_bias)
     shapes |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    if config.attention_sinks:
+        shapes |= {"self_attn.sinks": (config.num_attention_heads,)}
     if config.qk_norm:
         shapes |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
     return shapes

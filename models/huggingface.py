@@ -36,7 +36,7 @@ PLAIN = (
     "attention_dropout",
 )
 OWN_PREFIX = "pippin_"
-ATTENTION, SOFT_CAP = "pippin_attention", "final_logit_softcapping"
+ATTENTION, SOFT_CAP, SINKS = "pippin_attention", "final_logit_softcapping", "attention_sinks"
 HEADS = ("num_key_value_heads", "head_dim")
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -66,6 +66,7 @@ def extra_keys(config: "DecoderConfig") -> dict[str, Any]:
     return {
         ATTENTION: config.attention.model_dump(mode="json", serialize_as_any=True),
         SOFT_CAP: config.final_logit_softcapping,
+        SINKS: config.attention_sinks,
     }
 
 
@@ -81,7 +82,8 @@ def from_hf(kind: type[Kind], hf: dict[str, Any]) -> Kind:
         raise ValueError("; ".join(problems))
     given = {key: hf[key] for key in (*REQUIRED, *HEADS, *PLAIN) if hf.get(key) is not None}
     if hf.get("model_type", "").startswith(OWN_PREFIX):
-        given |= {"attention": read_attention(hf.get(ATTENTION) or {"type": "auto"}), SOFT_CAP: hf.get(SOFT_CAP)}
+        attention = read_attention(hf.get(ATTENTION) or {"type": "auto"})
+        given |= {"attention": attention, SOFT_CAP: hf.get(SOFT_CAP), SINKS: hf.get(SINKS, False)}
     try:
         return kind(**(kind.hf_defaults | given | read_rope(hf)))
     except ValidationError as error:

@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
@@ -16,6 +17,8 @@ from models.decoder_config import parameter_shapes
 from models.layers import RopeScalingConfig
 from models.llama import LlamaConfig
 from models.qwen3 import Qwen3Config
+from tests.small_runs import small_config, small_model
+from utils.errors import ConfigError
 from utils.registry import look_up
 
 V = 61
@@ -266,3 +269,44 @@ def test_every_row_of_the_table_builds_and_compiles(name):
     plain, compiled = mx.grad(loss)(parameters, tokens), mx.compile(mx.grad(loss))(parameters, tokens)
     for (path, expected), (_, got) in zip(tree_flatten(plain), tree_flatten(compiled), strict=True):
         np.testing.assert_allclose(np.array(got), np.array(expected), atol=1e-5, err_msg=path)
+
+
+def with_sinks(**changes):
+    """A tiny model with lively sinks, in blocks of 8."""
+    model = small_model(50, attention_sinks=True, attention={"type": "flash", "block_size": 8}, **changes)
+    assert model.model.layers[0].self_attn.sinks.shape == (4,)
+    return model
+
+
+def test_sinks_take_weight_and_give_nothing():
+    model = with_sinks(num_hidden_layers=1)
+    layer = model.model.layers[0].self_attn
+    q, k, v = (mx.random.normal((1, heads, 20, 8), key=mx.random.key(heads)) for heads in (4, 2, 2))
+    out = np.array(layer.attend(q, k, v, Mask("causal"), 0.3, sinks_H=layer.sinks))
+    q, k, v = (np.array(x, dtype=np.float64) for x in (q, k, v))
+    scores = np.einsum("bhlk,bhsk->bhls", q, np.repeat(k, 2, axis=1)) * 0.3
+    weights = np.where(np.tri(20, dtype=bool), np.exp(scores), 0)
+    total = weights.sum(-1, keepdims=True) + np.exp(np.array(layer.sinks))[None, :, None, None]
+    np.testing.assert_allclose(out, weights / total @ np.repeat(v, 2, axis=1), atol=1e-5)
+
+
+def test_sinks_are_trained_counted_and_used_when_decoding():
+    model = with_sinks()
+    config = small_config({"attention_sinks": True, "attention": {"type": "flash"}}).model
+    config = config.model_copy(update={"vocab_size": 50})
+    parameters = dict(tree_flatten(model.parameters()))
+    assert sum(array.size for array in parameters.values()) == config.num_params()
+    assert type(config).from_hf(config.to_hf()).attention_sinks
+    assert config.to_hf()["model_type"] == "pippin_llama"
+    tokens = mx.array(np.random.default_rng(0).integers(0, 50, (2, 12)))
+    whole, cache = np.array(model(tokens, Mask())), model.make_cache()
+    pieces = [np.array(model(tokens[:, part], Mask(), cache)) for part in (slice(0, 7), slice(7, 8), slice(8, 12))]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=2e-4)
+    gradients = dict(tree_flatten(nn.value_and_grad(model, lambda: model(tokens, Mask()).square().mean())()[1]))
+    assert np.abs(np.array(gradients["model.layers.1.self_attn.sinks"])).min() > 0
+
+
+@pytest.mark.parametrize("kind", ["auto", "simple", "flex"])
+def test_only_flash_takes_sinks(kind):
+    with pytest.raises(ConfigError, match=f"attention type '{kind}' has no attention_sinks; use type 'flash'"):
+        small_config({"attention_sinks": True, "attention": {"type": kind}})

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from models.attention.mask import Mask
 from utils.schema import TypedSection
 
-Attend = Callable[[mx.array, mx.array, mx.array, Mask, float], mx.array]
+Attend = Callable[..., mx.array]
+"""`attend(q_BHLK, k_BGSK, v_BGSK, mask, scale) -> out_BHLK`; `flash` also takes `sinks_H`, a logit for each head."""
 
 
 class AttentionConfig(TypedSection):
@@ -47,7 +47,12 @@ class AttentionConfig(TypedSection):
         return []
 
     def check(self, model_config: Any) -> None:
-        """Raise ValueError when this backend cannot do what the model asks for. Reads `attention_dropout`."""
+        """Raise ValueError when this backend cannot do what the model asks for.
+
+        Reads `attention_dropout`, and `attention_sinks`: only `flash` takes a sink for each head.
+        """
+        if getattr(model_config, "attention_sinks", False):
+            raise ValueError(f"attention type '{self.type}' has no attention_sinks; use type 'flash'")
 
     def build(self, dropout: float = 0.0, training: bool = False) -> Attend:
         """The function; `dropout` is the probability of dropping an attention weight (0 in evaluation).

@@ -139,6 +139,7 @@ class FlexAttentionConfig(AttentionConfig):
         return [warning for mod in self.mods if (warning := mod.warning(sequence_length)) is not None]
 
     def check(self, model_config: Any) -> None:
+        super().check(model_config)
         if model_config.attention_dropout > 0:
             raise ValueError(
                 f"attention type 'flex' cannot drop attention weights (attention_dropout is"
