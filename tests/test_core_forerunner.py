@@ -81,6 +81,7 @@ def test_every_key_arrives_where_it_belongs() -> None:
         "mlp_bias": True,
         "tie_word_embeddings": False,
         "final_logit_softcapping": None,
+        "attention_sinks": False,
         "initializer_range": 0.02,
         "attention": {"type": "flash", "block_size": 64},
     }
