@@ -24,8 +24,7 @@ def choose(dropout: float, training: bool) -> tuple[Attend, str]:
         return attend, "simple (auto): only simple attention can drop attention weights"
     if flash_attention.device_kind() == "cpu" and platform.system() != "Darwin":
         return attend_on_cpu, (
-            f"simple in causal blocks up to {SHORT} positions, flash from {SHORT + 1} (auto): MLX has no fused kernel "
-            "on this CPU, and computing weights twice pays where they are many"
+            f"simple in causal blocks up to {SHORT} positions, flash beyond (auto): no fused kernel on this CPU"
         )
     attend = partial(flash_attention.attend, training=training)
     return attend, "flash (auto): MLX's fused kernel where it has one, blocks where not"
