@@ -292,7 +292,7 @@ def test_sinks_take_weight_and_give_nothing():
 
 def test_sinks_are_trained_counted_and_used_when_decoding():
     model = with_sinks()
-    config = small_config({"attention_sinks": True, "attention": {"type": "flash"}}).model
+    config: Any = small_config({"attention_sinks": True, "attention": {"type": "flash"}}).model
     config = config.model_copy(update={"vocab_size": 50})
     parameters = dict(tree_flatten(model.parameters()))
     assert sum(array.size for array in parameters.values()) == config.num_params()
