@@ -102,3 +102,21 @@ class TestErrors:
                 assert "model.attention.type: flash" in error_of(step, limit_of(config))
             else:
                 check_fits(step, limit_of(config))
+
+
+def test_a_micro_batch_that_helps_others_is_no_smaller_than_it_must_be() -> None:
+    config = config_of(
+        model={"attention": {"type": "simple"}}, data={"sequence_length": 4096}, training={"batch_size": 16}
+    )
+    step = planned(config)
+    with_flash = {
+        size: with_settings(config, [("model.attention.type", "flash")])._replace(micro_batch_size=size)
+        for size in (1, 2, 4, 8, 16)
+    }
+    limit = estimate_memory(with_flash[4]).peak
+    assert estimate_memory(step._replace(micro_batch_size=1)).peak > limit
+    names, changed = memory_remedies.applied(
+        step, [memory_remedies.smaller_micro_batch, memory_remedies.linear_attention], limit
+    )
+    assert names == ["model.attention.type: flash", "training.micro_batch_size: 4"]
+    assert estimate_memory(changed).peak <= limit

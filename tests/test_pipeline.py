@@ -4,13 +4,11 @@ Train, Ctrl-C, resume, evaluate, generate, plot, export, and the export in mlx-l
 compared with one that was not. Only what a signal is sent to runs in a process of its own.
 """
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
-from types import ModuleType
 
 import mlx.core as mx
 import mlx_lm
@@ -23,24 +21,15 @@ from core.generation import generate
 from core.loading import load_model
 from core.training import train
 from models.attention.mask import Mask
-from tests.processes import ROOT, TRAIN, finish, num_lines, run, start, wait_until, write_yaml
+from tests.processes import TRAIN, finish, num_lines, run, start, wait_until, write_yaml
 from tests.tiny_run import assert_same_run, losses, metric_rows
+from tests.tool_files import load_tool
 
 CHANGES = {
     "training": {"duration": "60 steps", "micro_batch_size": 4, "weight_ema": 0.9},
     "evaluation": {"every": "20 steps", "samples": {"every": "20 steps", "prompts": ["the ", "old "], "max_tokens": 5}},
     "checkpoint": {"every": "15 steps"},
 }
-
-
-def tool(name: str) -> ModuleType:
-    """A command of tools/, whose names no import statement can say."""
-    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +86,12 @@ def test_generation_continues_and_repeats_itself_with_a_seed(stopped: Path, caps
 
 def test_the_logs_are_drawn(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["plot-logs.py", str(stopped)])
-    tool("plot-logs").main()
+    load_tool("plot-logs").main()
     assert (stopped / "plots" / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_export_is_the_same_model_in_mlx_lm(stopped: Path, tmp_path: Path) -> None:
-    tool("convert-to-mlx-lm").main(["--run", str(stopped), "--out-path", str(tmp_path / "out")])
+    load_tool("convert-to-mlx-lm").main(["--run", str(stopped), "--out-path", str(tmp_path / "out")])
     model, tokenizer = mlx_lm.load(str(tmp_path / "out"))[:2]
     ours = load_model(run=stopped)
     assert ours.weights == "ema"

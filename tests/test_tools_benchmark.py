@@ -1,6 +1,5 @@
 """tools/benchmark.py: every suite on a tiny model, one round; what it prints, writes and refuses."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ import pytest
 from core import benchmark_suites
 from core.benchmark_suites import BARS, SHAPES, SUITES
 from core.config import Config, build_section
+from tests.tool_files import load_tool
 from utils import machine
 from utils.chips import Peak
 
@@ -19,16 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MACHINE = {"chip", "backend", "cores", "memory_bytes", "platform", "date", "versions"}
 
 
-def load_tool() -> Any:
-    specification = importlib.util.spec_from_file_location("benchmark", REPOSITORY / "tools/benchmark.py")
-    assert specification
-    assert specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool: Any = load_tool("benchmark")
 
 
 @pytest.fixture(autouse=True)

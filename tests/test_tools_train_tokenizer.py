@@ -1,31 +1,23 @@
 """tools/train-tokenizer.py: our sections and a forerunner's YAML, true measurements, clear refusals."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.tokenizer import BytesTokenizerConfig, Tokenizer
+from tests.tool_files import load_tool
 from utils.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [f"document {number} holds the number {number * 7} and caf\u00e9s " * 3 for number in range(200)]
 
 
-def load_tool():
-    specification = importlib.util.spec_from_file_location("train_tokenizer", ROOT / "tools/train-tokenizer.py")
-    assert specification
-    assert specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool: Any = load_tool("train-tokenizer")
 
 
 @pytest.fixture

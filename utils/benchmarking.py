@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +153,21 @@ def mlx_memory() -> Row:
         "active_bytes": mx.get_active_memory(),
         "cache_bytes": mx.get_cache_memory(),
     }
+
+
+def timed_generation(start: Callable[[], Iterator[Any]]) -> Row:
+    """Seconds to the first token that `start()` gives (prefill) and for the rest (decode), and MLX's memory."""
+    import mlx.core as mx
+
+    mx.reset_peak_memory()
+    began = time.perf_counter()
+    tokens = start()
+    next(tokens)
+    first = time.perf_counter()
+    for _ in tokens:
+        pass
+    end = time.perf_counter()
+    return {"seconds": end - began, "prefill_seconds": first - began, "decode_seconds": end - first} | mlx_memory()
 
 
 class Worker:

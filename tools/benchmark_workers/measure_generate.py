@@ -6,7 +6,6 @@ The time to the first token is that of reading the prompt (prefill); the rest is
 import core  # noqa: F401 -- before MLX
 
 # isort: split
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from core.decoding import draw_tokens
 from core.precision import cast
 from core.sampling import SamplingOptions
 from models.weights import load_weights, read_folder
-from utils.benchmarking import Row, mlx_memory, random_tokens, serve
+from utils.benchmarking import Row, random_tokens, serve, timed_generation
 from utils.fast_blas import fit_threads, openblas_version
 
 
@@ -34,16 +33,9 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     prompt = random_tokens(1, spec["prompt_tokens"], spec["vocab_size"])
 
     def measure() -> Row:
-        mx.reset_peak_memory()
-        start = time.perf_counter()
-        texts = draw_tokens(model, prompt, spec["new_tokens"], SamplingOptions(temp=0.0), seed=0)
-        next(texts)
-        first = time.perf_counter()
-        for _ in texts:
-            pass
-        end = time.perf_counter()
-        seconds = {"seconds": end - start, "prefill_seconds": first - start, "decode_seconds": end - first}
-        return seconds | mlx_memory()
+        return timed_generation(
+            lambda: draw_tokens(model, prompt, spec["new_tokens"], SamplingOptions(temp=0.0), seed=0)
+        )
 
     return {"attention": config.model.explain_kernels(config.data.sequence_length), "blas": openblas_version()}, measure
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.benchmarking import Channel, Row, mlx_memory, random_tokens
+from utils.benchmarking import Channel, Row, mlx_memory, random_tokens, timed_generation
 
 SPEC: Row = json.loads(sys.argv[1])
 if SPEC["openblas"]:
@@ -76,21 +76,9 @@ def serve_generation(channel: Channel) -> None:
     model = load_peer()
     prompt = mx.array(random_tokens(1, SPEC["prompt_tokens"], SPEC["vocab_size"])[0], mx.int32)
 
-    def measure() -> Row:
-        mx.reset_peak_memory()
-        start = time.perf_counter()
-        texts = generate_step(prompt, model, max_tokens=SPEC["new_tokens"])
-        next(texts)
-        first = time.perf_counter()
-        for _ in texts:
-            pass
-        end = time.perf_counter()
-        seconds = {"seconds": end - start, "prefill_seconds": first - start, "decode_seconds": end - first}
-        return seconds | mlx_memory()
-
     channel.ready({"attention": "mlx-lm's own", "blas": openblas_version()})
     while channel.wait():
-        channel.answer(measure())
+        channel.answer(timed_generation(lambda: generate_step(prompt, model, max_tokens=SPEC["new_tokens"])))
 
 
 def main(serve: dict[str, Callable[[Channel], None]]) -> None:
