@@ -263,6 +263,11 @@ def differing_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str
     ]
 
 
+def averaged_weights(parts: Parts) -> Any | None:
+    """What evaluation and generation use, and checkpoints keep beside the raw weights; None: the raw ones."""
+    return parts.optimizer.averaged(parts.model.trainable_parameters()) if parts.ema is None else parts.ema
+
+
 def copy_tree(tree: Any) -> Any:
     """The same arrays in new containers."""
     return tree_map(lambda array: array, tree)
@@ -279,7 +284,8 @@ def take_snapshot(parts: Parts, progress: Progress, *, seed: int, is_best: bool)
     """Everything of the run at this step. The arrays are views: MLX arrays never change, they are replaced."""
     state = {OPTIMIZER_PREFIX + name: array for name, array in parts.optimizer.state_dict().items()}
     state |= {GUARD_PREFIX + name: array for name, array in parts.guard.items()}
-    ema = None if parts.ema is None else host_arrays(tree_flatten(parts.ema))
+    averaged = averaged_weights(parts)
+    ema = None if averaged is None else host_arrays(tree_flatten(averaged))
     tokenizer: Tokenizer = parts.dataset.tokenizer
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     return Snapshot(

@@ -24,6 +24,7 @@ from core.memory_plan import (
     step_of,
 )
 from core.memory_remedies import check_fits
+from optimizers.schedules import Timeline
 from utils.errors import ConfigError
 from utils.memory import cache_bytes, format_bytes
 from utils.units import Duration, format_count
@@ -47,6 +48,8 @@ class Plan(NamedTuple):
     micro_batch_size: int
     world_size: int
     total_steps: int
+    timeline: Timeline
+    """What the schedules count by."""
     warmup_steps: int
     periods: Periods
     rows_per_epoch: int | None
@@ -123,9 +126,8 @@ def make_plan(
     total = steps("training.duration", config.training.duration) or 0
     if total < 1:
         raise ConfigError(f"training.duration: {config.training.duration} is no update at all; give at least 1 step")
-    warmup = steps("schedule.warmup", config.schedule.warmup, total) or 0
-    if steps_are_known:
-        check_schedule(config, total, warmup)
+    timeline = Timeline(total, batch_size * length, num_params, rows_per_epoch, batch_size)
+    warmup = check_schedules(config, timeline, steps_are_known)
     model_bytes = 4 * num_params
     ema_bytes = model_bytes if config.training.weight_ema else 0
     step = chosen_step(config, model_config, optimizer_bytes, precision, world_size)
@@ -137,6 +139,7 @@ def make_plan(
         micro_batch_size=step.micro_batch_size,
         world_size=world_size,
         total_steps=total,
+        timeline=timeline,
         warmup_steps=warmup,
         periods=Periods(
             log=max(1, steps("logging.every", config.logging.every, total) or 1),
@@ -192,10 +195,13 @@ def step_counter(config: Config, num_params: int, rows_per_epoch: int | None) ->
     return steps
 
 
-def check_schedule(config: Config, total_steps: int, warmup_steps: int) -> None:
-    """Raise ConfigError when warm-up and decay do not fit into the run."""
+def check_schedules(config: Config, timeline: Timeline, steps_are_known: bool) -> int:
+    """Updates of the run's warm-up. Raises ConfigError when a schedule's parts do not fit into the run."""
     try:
-        config.schedule.multiplier(0, total_steps, warmup_steps, config.rows_per_batch * config.data.sequence_length)
+        if steps_are_known:
+            for schedule in (config.schedule, *config.optimizer.schedules()):
+                schedule.multiplier(0, timeline)
+        return config.schedule.warmup_steps(timeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -9,12 +9,12 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from core.assembly import Parts, Progress, copy_tree, take_snapshot
+from core.assembly import Parts, Progress, averaged_weights, copy_tree, take_snapshot
 from core.checkpoint import BackgroundWriter, write_checkpoint
 from core.config import Config
 from core.evaluation import Evaluation, Evaluator, number, report
@@ -43,6 +43,8 @@ class StepOutput(NamedTuple):
     """Updates held back in a row, this one included."""
     metrics: dict[str, mx.array]
     """The objective's further means."""
+    counts: dict[str, mx.array]
+    """What the optimizer counts, such as preconditioners that had to be damped."""
 
 
 class Pending(NamedTuple):
@@ -50,8 +52,15 @@ class Pending(NamedTuple):
 
     step: int
     tokens: int
-    learning_rate: float
+    learning_rates: dict[str, float]
+    """Of each group of the optimizer, the first one first."""
     output: StepOutput
+
+
+def by_group(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """`name` with the first group's value and, when there are several, `name/group` with each."""
+    each = {f"{name}/{group}": value for group, value in values.items()} if len(values) > 1 else {}
+    return {name: next(iter(values.values())), **each}
 
 
 class Session:
@@ -82,13 +91,13 @@ class Session:
         """Whether a row is of an evaluation that the checkpoint does not know of."""
         return "eval/loss" in row and row["step"] > self.progress.evaluated_step
 
-    def advance(self, data_state: dict[str, int], output: StepOutput, learning_rate: float) -> None:
+    def advance(self, data_state: dict[str, int], output: StepOutput, learning_rates: dict[str, float]) -> None:
         """Count one update."""
         plan, before = self.parts.plan, self.progress
         self.progress = before._replace(
             step=before.step + 1, tokens=before.tokens + plan.tokens_per_step, data=data_state
         )
-        self.pending.append(Pending(self.progress.step, self.progress.tokens, learning_rate, output))
+        self.pending.append(Pending(self.progress.step, self.progress.tokens, learning_rates, output))
 
     def read(self, in_flight: int) -> None:
         """Record finished updates until at most `in_flight` are left."""
@@ -106,10 +115,11 @@ class Session:
         if due(self.parts.plan.periods.log, pending.step) or pending.step == self.parts.plan.total_steps:
             figures = {
                 "train/loss": number(output.loss),
-                "optim/learning_rate": pending.learning_rate,
+                **by_group("optim/learning_rate", pending.learning_rates),
                 "optim/grad_norm": number(output.grad_norm),
                 **self._speed(),
                 "memory/peak_bytes": mx.get_peak_memory(),
+                **{f"optim/{name}": number(value) for name, value in output.counts.items()},
                 **{f"train/{name}": number(value) for name, value in output.metrics.items()},
             }
             self.write_row(pending.step, pending.tokens, figures)
@@ -213,8 +223,9 @@ class Session:
         """The model with its averaged weights, when the run has them: what generation and export take too."""
         model = self.parts.model
         raw = model.trainable_parameters()
-        if self.parts.ema is not None:
-            model.update(copy_tree(self.parts.ema))
+        averaged = averaged_weights(self.parts)
+        if averaged is not None:
+            model.update(copy_tree(averaged))
         try:
             yield
         finally:

@@ -85,7 +85,7 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
         model.update(weights)
         guard.update(next_guard)
         metrics = {name: total / loss.weight for name, total in loss.metrics.items()}
-        return StepOutput(mean, norm, applied, next_guard["skipped"], metrics)
+        return StepOutput(mean, norm, applied, next_guard["skipped"], metrics, optimizer.counts())
 
     return mx.compile(step, inputs=state, outputs=state) if training.compile else step
 
@@ -221,20 +221,19 @@ def loop(session: Session, config: Config, group: Any) -> Result:
             batch, data_state = next(loader)  # Before the ranks agree, since it may fail on one of them alone.
             if group.any(stop.requested() or session.should_stop_early()):
                 break
-            multiplier = config.schedule.multiplier(
-                session.progress.step, plan.total_steps, plan.warmup_steps, plan.tokens_per_step
-            )
-            parts.optimizer.set_schedule(multiplier)
+            rates = parts.optimizer.follow(config.schedule, session.progress.step, plan.timeline)
+            refreshed = parts.optimizer.refresh(session.progress.step)
             mx.random.seed(noise_seed(config.seed, session.progress.step, group.rank))
             try:
                 output = step(to_micro_batches(batch, plan.micro_batch_size))
+                parts.optimizer.install(refreshed)
                 mx.async_eval(output, parts.model.state, parts.optimizer.state, parts.guard, parts.ema or {})
             except RuntimeError as error:
                 if not stop.requested() or "compile" not in str(error) and "C++" not in str(error):
                     raise
                 # The compiler that MLX runs in the first steps got the same Ctrl-C; they are not worth a save.
                 return ended(session, stop)
-            session.advance(data_state, output, config.optimizer.learning_rate * multiplier)
+            session.advance(data_state, output, rates)
             now = session.progress.step
             session.read(in_flight=MAX_STEPS_IN_FLIGHT)
             if due(plan.periods.sample, now):

@@ -4,7 +4,10 @@ An optimizer is a list of groups. A group names its parameters, its learning rat
 one class runs them all, so Muon-with-AdamW needs nothing that AdamW alone does not. State is fixed when the
 optimizer is built and is changed in place, which is what `mx.compile(inputs=state, outputs=state)` and
 checkpoints rely on. Maths sees float32 only; parameters keep their own dtype. To change the maths edit
-`enhanced_optimizers.py` or `muon.py`; to change which parameters decay, `NO_DECAY`.
+file of the optimizer; to change which parameters decay, `NO_DECAY`.
+
+What is too dear for every update (roots, eigenvectors) is a group's `refresh`. The loop starts it before an update and
+puts its results in place after it, so it computes beside the update: on the CPU's stream while a GPU trains.
 """
 
 import difflib
@@ -19,6 +22,7 @@ import mlx.optimizers
 from mlx.utils import tree_flatten, tree_map_with_path
 from pydantic import Field
 
+from optimizers.schedules import ScheduleConfig, Timeline
 from utils.errors import CheckpointError, ConfigError
 from utils.schema import TypedSection
 
@@ -64,6 +68,15 @@ def chosen(applies: mx.array | None, new: mx.array, old: mx.array) -> mx.array:
 Updated = dict[str, tuple[mx.array, Arrays]]
 
 
+class Refresh(NamedTuple):
+    """Moments that are made anew between updates, now and then."""
+
+    is_due: Callable[[int], bool]
+    """Whether it happens after so many updates (1, 2, ...)."""
+    moments: Callable[[Mapping[str, Arrays]], dict[str, Arrays]]
+    """All moments by parameter name -> the new ones, lazily; what it leaves out stays as it is."""
+
+
 class Group(NamedTuple):
     """Parameters that share a rule and a learning rate."""
 
@@ -77,6 +90,12 @@ class Group(NamedTuple):
     """Shape of a parameter -> its moments before the first update."""
     update: Callable[[Update], Updated]
     """The maths: parameter name -> (new parameter, new moments)."""
+    refresh: Refresh | None = None
+    """What else the moments need, in their own time."""
+    average: Callable[[mx.array, Arrays], mx.array] | None = None
+    """Parameter and its moments, float32 -> the weights to evaluate and keep, where those are not the parameter."""
+    schedule: ScheduleConfig | None = None
+    """A schedule of its own, instead of the run's."""
 
 
 def zeros(*names: str) -> Callable[[Sequence[int]], Arrays]:
@@ -137,6 +156,18 @@ class OptimizerConfig(TypedSection):
         flat: Arrays = dict(tree_flatten(parameters))
         return Optimizer(self.groups({name: array.shape for name, array in flat.items()}), flat)
 
+    def schedules(self) -> list[ScheduleConfig]:
+        """Those that groups have of their own."""
+        return []
+
+    def update_bytes(self, shapes: Shapes) -> int:
+        """Most bytes an update holds at once beside weights, gradients, state and the kernels MLX issues ahead."""
+        return 0
+
+    def refresh_bytes(self, shapes: Shapes) -> int:
+        """Bytes that a refresh holds during an update: its results, and the state it read."""
+        return 0
+
     def decay_of(self, names: Iterable[str]) -> dict[str, float]:
         """Weight decay of every parameter. A glob of one's own that matches nothing raises ConfigError."""
         names = list(names)
@@ -147,8 +178,10 @@ class OptimizerConfig(TypedSection):
 class Optimizer(mlx.optimizers.Optimizer):
     """Runs the update of each group; use it as any `mlx.optimizers.Optimizer`.
 
-    `state` is `{"step": 0-d uint64, "schedule": 0-d float32, "parameters": {name: {moment: array}}}`. The
-    dicts stay the same objects for life, so a compiled function may capture them.
+    `state` is `{"step": 0-d uint64, "schedule": 0-d float32, "parameters": {name: {moment: array}}}`, and
+    `"schedules": {group: 0-d float32}` where groups have one of their own. The dicts stay the same objects for life,
+    so a compiled function may capture them. A moment called `num_...` counts something (0-d float32). A loop calls
+    `refresh` before each update and `install` after it.
     """
 
     _state: dict[str, Any]
@@ -167,17 +200,71 @@ class Optimizer(mlx.optimizers.Optimizer):
         check_cover(self.groups, shapes)
         moments = {name: group.start(shapes[name]) for group in self.groups for name in group.decay}
         self._state.update(step=mx.array(0, mx.uint64), schedule=mx.array(1.0, mx.float32), parameters=moments)
+        own = {group.name: mx.array(1.0, mx.float32) for group in self.groups if group.schedule}
+        if own:
+            self._state["schedules"] = own
         self._initialized = True
         mx.eval(self._state)
 
-    def set_schedule(self, multiplier: float) -> None:
-        """Multiply the learning rate of every group by this from the next update on."""
+    def set_schedule(self, multiplier: float, own: Mapping[str, float] | None = None) -> None:
+        """Multiply learning rates by this from the next update on; `own`: those of groups with their own schedule."""
         self._state["schedule"] = mx.array(multiplier, mx.float32)
+        for name, value in (own or {}).items():
+            self._state["schedules"][name] = mx.array(value, mx.float32)
+
+    def follow(self, schedule: ScheduleConfig, step: int, timeline: Timeline) -> dict[str, float]:
+        """Set the schedules for update `step` (from 0); the learning rate of each group, by name."""
+        values = {group.name: (group.schedule or schedule).multiplier(step, timeline) for group in self.groups}
+        own = {group.name: values[group.name] for group in self.groups if group.schedule}
+        self.set_schedule(schedule.multiplier(step, timeline), own)
+        return {group.name: group.learning_rate * values[group.name] for group in self.groups}
 
     @property
     def learning_rate(self) -> mx.array:
         """0-d: what the first group uses in the next update. To change it, `set_schedule`."""
-        return self.groups[0].learning_rate * self._state["schedule"]
+        return self._rate_of(self.groups[0])
+
+    def _rate_of(self, group: Group) -> mx.array:
+        schedule = self._state["schedules"][group.name] if group.schedule else self._state["schedule"]
+        return group.learning_rate * schedule
+
+    def refresh(self, num_updates: int) -> dict[str, Arrays]:
+        """What is due after so many updates, started and not waited for; for `install`, by parameter name."""
+        moments = self._state["parameters"]
+        refreshed: dict[str, Arrays] = {}
+        for group in self.groups:
+            if group.refresh is not None and num_updates and group.refresh.is_due(num_updates):
+                refreshed |= group.refresh.moments({name: moments[name] for name in group.decay})
+        mx.async_eval(refreshed)
+        return refreshed
+
+    def install(self, refreshed: Mapping[str, Arrays]) -> None:
+        """Put what `refresh` gave in place."""
+        for name, arrays in refreshed.items():
+            self._state["parameters"][name].update(arrays)
+
+    def counts(self) -> Arrays:
+        """Every count in the state, summed over the parameters: name of the moment -> 0-d float32."""
+        found: Arrays = {}
+        for moments in self._state["parameters"].values():
+            for key, array in moments.items():
+                if key.startswith("num_"):
+                    found[key] = found[key] + array if key in found else array
+        return found
+
+    def averaged(self, parameters: Any) -> Any | None:
+        """The weights to evaluate, in the structure of `parameters`; None when they are the parameters."""
+        averages = {name: group.average for group in self.groups if group.average for name in group.decay}
+        if not averages:
+            return None
+        moments = self._state["parameters"]
+
+        def average(name: str, array: mx.array) -> mx.array:
+            if name not in averages:
+                return array
+            return averages[name](array.astype(mx.float32), moments[name]).astype(array.dtype)
+
+        return tree_map_with_path(average, parameters)
 
     def apply_gradients(self, gradients: Any, parameters: Any, applies: mx.array | None = None) -> Any:
         """One update: the new parameters, in the structure of `gradients` (a tree, or a dict by dotted name).
@@ -210,7 +297,7 @@ class Optimizer(mlx.optimizers.Optimizer):
             parameters={name: parameters[name].astype(mx.float32) for name in group.decay},
             moments={name: self._state["parameters"][name] for name in group.decay},
             decay=group.decay,
-            rate=group.learning_rate * self._state["schedule"],
+            rate=self._rate_of(group),
             step=self._state["step"],
         )
 
@@ -231,6 +318,8 @@ class Optimizer(mlx.optimizers.Optimizer):
         if problems:
             raise CheckpointError(*shortened([f"optimizer state: {problem}" for problem in problems]))
         self._state.update(step=arrays["step"], schedule=arrays["schedule"])
+        for name in self._state.get("schedules", {}):
+            self._state["schedules"][name] = arrays[f"schedules.{name}"]
         for name, moments in self._state["parameters"].items():
             moments.update({key: arrays[f"parameters.{name}.{key}"] for key in moments})
 

@@ -9,11 +9,26 @@ of progress or step, a config with `multiplier`, a row in `optimizers.SCHEDULES`
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pydantic import Field
 
 from utils.schema import TypedSection
 from utils.units import Duration
+
+
+class Timeline(NamedTuple):
+    """How long a run is, and what its lengths are counted in."""
+
+    total_steps: int
+    tokens_per_step: int = 1
+    num_params: int | None = None
+    rows_per_epoch: int | None = None
+    batch_size: int | None = None
+
+    def steps(self, duration: Duration) -> int:
+        """Updates that `duration` takes. Raises ValueError when what its unit needs is not known."""
+        return duration.to_steps(**self._asdict())
 
 
 def cosine(progress: float) -> float:
@@ -67,31 +82,51 @@ def room_for_decay(total_steps: int, warmup_steps: int) -> int:
 class ScheduleConfig(TypedSection):
     """One row of `optimizers.SCHEDULES`."""
 
+    @abstractmethod
+    def multiplier(self, step: int, timeline: Timeline) -> float:
+        """What multiplies the learning rates in update `step` (from 0).
+
+        Raises ValueError when the parts of the schedule do not fit into the run.
+        """
+
+    @abstractmethod
+    def warmup_steps(self, timeline: Timeline) -> int:
+        """Updates until the learning rate has first reached its full value."""
+
+    def units(self) -> set[str]:
+        """Of all lengths the schedule is made of: what must be known before it can be used."""
+        return {length.unit for length in dict(self).values() if isinstance(length, Duration)}
+
+
+class WarmupSchedule(ScheduleConfig):
+    """A schedule that begins with a linear warm-up."""
+
     warmup: Duration = Duration(0.02, "fraction")
     """How long the learning rate rises from zero to its full value: `200 steps`, `10M tokens`, `2 %`."""
 
-    @abstractmethod
-    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
-        """What multiplies the learning rates in update `step` (from 0) of `total_steps`.
+    def warmup_steps(self, timeline: Timeline) -> int:
+        """As the base class says."""
+        return timeline.steps(self.warmup)
 
-        `tokens_per_step` is read where the shape has a duration of its own, in tokens. Raises ValueError when
-        warm-up (and decay) do not fit into the run.
-        """
+    def lengths(self, timeline: Timeline) -> tuple[int, int, int]:
+        """Updates of the run, of the warm-up, and what is left for a decay."""
+        warmup = self.warmup_steps(timeline)
+        return timeline.total_steps, warmup, room_for_decay(timeline.total_steps, warmup)
 
 
-class ConstantConfig(ScheduleConfig):
+class ConstantConfig(WarmupSchedule):
     """Warm-up, then the full learning rate to the end."""
 
     type: str = "constant"
     """The row of the table."""
 
-    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+    def multiplier(self, step: int, timeline: Timeline) -> float:
         """As the base class says."""
-        room_for_decay(total_steps, warmup_steps)
-        return ramp(flat, step, total_steps, warmup_steps, 0, 1.0)
+        total_steps, warmup, _ = self.lengths(timeline)
+        return ramp(flat, step, total_steps, warmup, 0, 1.0)
 
 
-class CosineConfig(ScheduleConfig):
+class CosineConfig(WarmupSchedule):
     """Warm-up, then half a cosine down to `final_ratio`."""
 
     type: str = "cosine"
@@ -99,13 +134,12 @@ class CosineConfig(ScheduleConfig):
     final_ratio: float = Field(default=0.1, ge=0, le=1)
     """Last learning rate as a share of the largest."""
 
-    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+    def multiplier(self, step: int, timeline: Timeline) -> float:
         """As the base class says."""
-        decay_steps = room_for_decay(total_steps, warmup_steps)
-        return ramp(cosine, step, total_steps, warmup_steps, decay_steps, self.final_ratio)
+        return ramp(cosine, step, *self.lengths(timeline), self.final_ratio)
 
 
-class LinearConfig(ScheduleConfig):
+class LinearConfig(WarmupSchedule):
     """Warm-up, then a straight line down to `final_ratio`."""
 
     type: str = "linear"
@@ -113,13 +147,12 @@ class LinearConfig(ScheduleConfig):
     final_ratio: float = Field(default=0.0, ge=0, le=1)
     """Last learning rate as a share of the largest."""
 
-    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+    def multiplier(self, step: int, timeline: Timeline) -> float:
         """As the base class says."""
-        decay_steps = room_for_decay(total_steps, warmup_steps)
-        return ramp(linear, step, total_steps, warmup_steps, decay_steps, self.final_ratio)
+        return ramp(linear, step, *self.lengths(timeline), self.final_ratio)
 
 
-class WSDConfig(ScheduleConfig):
+class WSDConfig(WarmupSchedule):
     """Warm up, stay at the full learning rate, decay in a line at the end (Hu et al. 2024, MiniCPM)."""
 
     type: str = "wsd"
@@ -129,13 +162,13 @@ class WSDConfig(ScheduleConfig):
     final_ratio: float = Field(default=0.0, ge=0, le=1)
     """Last learning rate as a share of the largest."""
 
-    def multiplier(self, step: int, total_steps: int, warmup_steps: int, tokens_per_step: int = 1) -> float:
+    def multiplier(self, step: int, timeline: Timeline) -> float:
         """As the base class says."""
-        room = room_for_decay(total_steps, warmup_steps)
-        decay_steps = self.decay.to_steps(tokens_per_step=tokens_per_step, total_steps=total_steps)
-        if decay_steps > room and total_steps > 1:
+        total_steps, warmup, room = self.lengths(timeline)
+        decay = timeline.steps(self.decay)
+        if decay > room and total_steps > 1:
             raise ValueError(
-                f"schedule.decay is {decay_steps} steps, but a warm-up of {warmup_steps} leaves "
+                f"schedule.decay is {decay} steps, but a warm-up of {warmup} leaves "
                 f"{room} of {total_steps}: shorten schedule.warmup or schedule.decay"
             )
-        return ramp(linear, step, total_steps, warmup_steps, decay_steps, self.final_ratio)
+        return ramp(linear, step, total_steps, warmup, decay, self.final_ratio)

@@ -21,6 +21,7 @@ from models import MODELS
 from models.attention import ATTENTION
 from models.attention.mask import Mask
 from optimizers import OPTIMIZERS, SCHEDULES
+from optimizers.schedules import Timeline
 from tests.small_runs import lively
 from tests.tiny_run import quiet_train, tiny_config
 from utils.errors import BackendError
@@ -151,7 +152,7 @@ def test_attention_never_changes_the_result(name: str, model: str) -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_rises_and_ends_where_it_should(name: str) -> None:
     schedule = as_config("schedule", {"type": name, "warmup": "4 steps"}).schedule
-    multipliers = [schedule.multiplier(step, 40, 4, 256) for step in range(40)]
+    multipliers = [schedule.multiplier(step, Timeline(40, 256)) for step in range(40)]
     assert multipliers[:4] == [0.25, 0.5, 0.75, 1.0]
     assert max(multipliers) == 1.0
     assert multipliers[-1] == getattr(schedule, "final_ratio", 1.0)
