@@ -53,7 +53,7 @@ def grid_of(shape: Sequence[int], block_size: int) -> Grid:
 
 
 def cut(array: mx.array, grid: Grid) -> mx.array:
-    """The blocks [N, R, C] of a parameter, row of blocks after row of blocks, zeros where the last ones reach beyond."""
+    """The blocks [N, R, C] of a parameter, one row of them after the other, zeros where the last ones reach beyond."""
     rows, columns = grid.block
     matrix = array.reshape(grid.rows, grid.columns)
     beyond = (grid.down * rows - grid.rows, grid.across * columns - grid.columns)
@@ -80,7 +80,7 @@ def share_of_newest(step: mx.array, beta: float) -> mx.array:
 
 
 def left_statistic(mean_NRR: mx.array, gradient_NRC: mx.array, share: mx.array) -> mx.array:
-    """The running mean of G G^T with one gradient more (Gupta et al. 2018, algorithm 1; a mean as in Shi et al. 2023)."""
+    """The running mean of G G^T with one gradient more (Gupta et al. 2018, algorithm 1; Shi et al. 2023, a mean)."""
     return mean_NRR + share * (gradient_NRC @ gradient_NRC.swapaxes(1, 2) - mean_NRR)
 
 
