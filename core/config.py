@@ -25,7 +25,7 @@ from optimizers.schedules import ScheduleConfig
 from utils.cli import Parser, run_command
 from utils.coercion import build
 from utils.errors import ConfigError
-from utils.schema import Misfits, OneOf, Section, json_schema
+from utils.schema import Misfits, OneOf, Section, fields_by_key, json_schema
 from utils.units import Duration
 from utils.yaml_file import Mapping, Node, Place, Sequence, node_of, write_yaml
 
@@ -187,7 +187,8 @@ def build_section(annotation: Any, values: dict[str, Any]) -> Any:
 def dump(section: Any) -> Any:
     """Plain values (dict, list, str, number, bool, None) that build an equal section."""
     if isinstance(section, BaseModel):
-        return {name: dump(getattr(section, name)) for name in type(section).model_fields}
+        values = (getattr(section, name) for name in type(section).model_fields)
+        return {key: dump(value) for key, value in zip(fields_by_key(type(section)), values, strict=True)}
     if isinstance(section, dict):
         return {key: dump(value) for key, value in section.items()}
     if isinstance(section, tuple | list):

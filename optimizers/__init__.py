@@ -6,9 +6,13 @@ row here and a YAML in `configs/optimizers/`; the contract tests run over every 
 
 OPTIMIZERS = {
     "sgd": "optimizers.enhanced_optimizers:SGDConfig",
+    "adam": "optimizers.enhanced_optimizers:AdamConfig",
     "adamw": "optimizers.enhanced_optimizers:AdamWConfig",
     "lion": "optimizers.enhanced_optimizers:LionConfig",
+    "adafactor": "optimizers.adafactor:AdafactorConfig",
+    "schedule_free_adamw": "optimizers.schedule_free:ScheduleFreeAdamWConfig",
     "muon": "optimizers.muon:MuonConfig",
+    "shampoo": "optimizers.shampoo:ShampooConfig",
 }
 
 SCHEDULES = {
@@ -16,4 +20,8 @@ SCHEDULES = {
     "cosine": "optimizers.schedules:CosineConfig",
     "linear": "optimizers.schedules:LinearConfig",
     "wsd": "optimizers.schedules:WSDConfig",
+    "polynomial": "optimizers.schedules:PolynomialConfig",
+    "inverse_sqrt": "optimizers.schedules:InverseSqrtConfig",
+    "one_cycle": "optimizers.schedules:OneCycleConfig",
+    "sequence": "optimizers.schedule_sequence:SequenceConfig",
 }

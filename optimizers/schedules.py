@@ -1,14 +1,16 @@
 """Learning-rate schedules: what multiplies every learning rate at each update, in plain Python floats.
 
-All warm up linearly, so the first update already moves, reach 1 at the end of the warm-up and stand at
-exactly `final_ratio` in the last update; the decay spans what remains after the warm-up. Cosine is the usual
-choice; `wsd` (warm up, stay, decay) lets a run be extended from before its decay. To add a shape: a function
-of progress or step, a config with `multiplier`, a row in `optimizers.SCHEDULES`.
+All rise first, so that the first update already moves, and reach 1 at the end of the rise; those with a
+`final_ratio` stand at exactly that in the last update, and their decay spans what remains. Cosine is the usual
+choice; `wsd` (warm up, stay, decay) lets a run be extended from before its decay, `inverse_sqrt` at any time. One
+after another: `schedule_sequence.py`. To add a shape: a function of progress or step, a config with `multiplier`, a
+row in `optimizers.SCHEDULES`.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from pydantic import Field
@@ -41,6 +43,11 @@ def linear(progress: float) -> float:
     return 1.0 - progress
 
 
+def polynomial(progress: float, power: float) -> float:
+    """(1 - progress)^power: 1 at progress 0, 0 at progress 1, the later and steeper the smaller the power."""
+    return (1.0 - progress) ** power
+
+
 def flat(progress: float) -> float:
     """1 throughout."""
     return 1.0
@@ -67,13 +74,34 @@ def ramp(
     return final_ratio + (1.0 - final_ratio) * shape(progress)
 
 
-def room_for_decay(total_steps: int, warmup_steps: int) -> int:
+def inverse_sqrt(step: int, warmup_steps: int) -> float:
+    """Multiplier of update `step` (from 0): a line up to 1 in the warm-up of W updates, then sqrt(W / (step + 1)).
+
+    Vaswani et al. 2017, equation 3, divided by its largest value.
+    """
+    warmup = max(warmup_steps, 1)
+    return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
+
+
+def one_cycle(
+    step: int, total_steps: int, peak_steps: int, decay_steps: int, start_ratio: float, final_ratio: float
+) -> float:
+    """Multiplier of update `step` (from 0): half a cosine from `start_ratio` up to 1 in update P, another one down.
+
+    Smith & Topin 2018 (super-convergence), with the cosines of fastai and PyTorch instead of lines.
+    """
+    if step >= min(peak_steps - 1, total_steps - 1):
+        return ramp(cosine, step, total_steps, 0, decay_steps, final_ratio)
+    return start_ratio + (1.0 - start_ratio) * (1.0 - cosine(step / (peak_steps - 1)))
+
+
+def room_for_decay(total_steps: int, warmup_steps: int, key: str = "warmup") -> int:
     """Steps from the end of the warm-up to the last update. Raises ValueError when warm-up fills the run."""
     if total_steps < 1:
         raise ValueError(f"a schedule needs at least one step, got {total_steps}")
     if warmup_steps >= total_steps > 1:
         raise ValueError(
-            f"schedule.warmup is {warmup_steps} steps but the run has only {total_steps}: "
+            f"schedule.{key} is {warmup_steps} steps but the run has only {total_steps}: "
             "shorten it, or write it as a share of the run, such as '2 %'"
         )
     return total_steps - max(warmup_steps, 1)
@@ -150,6 +178,60 @@ class LinearConfig(WarmupSchedule):
     def multiplier(self, step: int, timeline: Timeline) -> float:
         """As the base class says."""
         return ramp(linear, step, *self.lengths(timeline), self.final_ratio)
+
+
+class PolynomialConfig(WarmupSchedule):
+    """Warm-up, then down to `final_ratio` as a power of the distance to the end."""
+
+    type: str = "polynomial"
+    """The row of the table."""
+    power: float = Field(default=2.0, gt=0)
+    """Of the remaining share of the decay: 1 is a line, above it most of the fall comes first, below it last."""
+    final_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Last learning rate as a share of the largest."""
+
+    def multiplier(self, step: int, timeline: Timeline) -> float:
+        """As the base class says."""
+        return ramp(partial(polynomial, power=self.power), step, *self.lengths(timeline), self.final_ratio)
+
+
+class InverseSqrtConfig(WarmupSchedule):
+    """Warm-up of W updates, then the square root of W / update (Vaswani et al. 2017, the first Transformer).
+
+    It knows no end: with a warm-up in steps or tokens, a run can be extended without changing what came before. Four
+    times the warm-up halves the learning rate, so without one (W = 1) it has halved in update 4.
+    """
+
+    type: str = "inverse_sqrt"
+    """The row of the table."""
+
+    def multiplier(self, step: int, timeline: Timeline) -> float:
+        """As the base class says."""
+        _, warmup, _ = self.lengths(timeline)
+        return inverse_sqrt(step, warmup)
+
+
+class OneCycleConfig(ScheduleConfig):
+    """Half a cosine from `start_ratio` up, another down to `final_ratio` (Smith & Topin 2018, super-convergence)."""
+
+    type: str = "one_cycle"
+    """The row of the table."""
+    peak_at: Duration = Duration(0.3, "fraction")
+    """When the learning rate is largest: `30 %` of the run, `1000 steps`, `100M tokens`."""
+    start_ratio: float = Field(default=0.04, gt=0, le=1)
+    """First learning rate as a share of the largest."""
+    final_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Last learning rate as a share of the largest."""
+
+    def warmup_steps(self, timeline: Timeline) -> int:
+        """As the base class says."""
+        return timeline.steps(self.peak_at)
+
+    def multiplier(self, step: int, timeline: Timeline) -> float:
+        """As the base class says."""
+        total_steps, peak = timeline.total_steps, self.warmup_steps(timeline)
+        room = room_for_decay(total_steps, peak, key="peak_at")
+        return one_cycle(step, total_steps, peak, room, self.start_ratio, self.final_ratio)
 
 
 class WSDConfig(WarmupSchedule):

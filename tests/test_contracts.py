@@ -149,13 +149,25 @@ def test_attention_never_changes_the_result(name: str, model: str) -> None:
     np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-4)
 
 
+FOUR_STEPS: dict[str, dict[str, Any]] = {
+    "one_cycle": {"peak_at": "4 steps", "start_ratio": 0.25},
+    "sequence": {"parts": [{"from": 0, "schedule": {"type": "linear", "warmup": "4 steps"}}]},
+}
+"""What makes a schedule rise for four updates, where it is not `warmup`."""
+RISES = {"one_cycle": [0.25, 0.4375, 0.8125, 1.0]}
+"""Where it is not a line: 0.25 + 0.75 * (0, 1/4, 3/4, 1), the cosine at thirds."""
+ENDS = {"constant": 1.0, "inverse_sqrt": 0.1**0.5, "sequence": 0.0}
+"""Of 40 updates, where it is not `final_ratio`."""
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_rises_and_ends_where_it_should(name: str) -> None:
-    schedule = as_config("schedule", {"type": name, "warmup": "4 steps"}).schedule
+    schedule: Any = as_config("schedule", {"type": name, **FOUR_STEPS.get(name, {"warmup": "4 steps"})}).schedule
     multipliers = [schedule.multiplier(step, Timeline(40, 256)) for step in range(40)]
-    assert multipliers[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert max(multipliers) == 1.0
-    assert multipliers[-1] == getattr(schedule, "final_ratio", 1.0)
+    assert multipliers[:4] == pytest.approx(RISES.get(name, [0.25, 0.5, 0.75, 1.0]), rel=1e-12)
+    assert schedule.warmup_steps(Timeline(40, 256)) == 4
+    assert max(multipliers) == multipliers[3] == 1.0
+    assert multipliers[-1] == ENDS.get(name, getattr(schedule, "final_ratio", None))
     assert all(multiplier >= 0 for multiplier in multipliers)
 
 

@@ -14,7 +14,11 @@ import pytest
 
 from core.config import Config, annotated_yaml, build_section, dump, editor_schema, load, load_with_notes, to_yaml
 from core.config_files import parse_overrides
+from core.objectives import OBJECTIVES
 from core.settings import TrainingConfig
+from distributed import DISTRIBUTED
+from models import MODELS
+from optimizers import OPTIMIZERS, SCHEDULES
 from utils.errors import ConfigError
 from utils.units import Duration
 from utils.yaml_file import value_of
@@ -271,10 +275,10 @@ def test_the_command_leaves_with_2_and_one_line_for_each_problem() -> None:
 def test_the_editor_schema_knows_every_table() -> None:
     schema = editor_schema()
     json.dumps(schema)
-    for section, num_rows in (("model", 2), ("objective", 2), ("optimizer", 4), ("schedule", 4), ("distributed", 2)):
+    tables = {"model": MODELS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+    for section, table in (tables | {"distributed": DISTRIBUTED}).items():
         rows = schema["properties"][section]["anyOf"][0]["oneOf"]
-        assert len(rows) == num_rows
-        assert all(row["properties"]["type"].get("const") for row in rows)
+        assert [row["properties"]["type"].get("const") for row in rows] == list(table)
         assert all(row["additionalProperties"] is False for row in rows)
     assert "extends" in schema["properties"]
     assert schema["required"] == []

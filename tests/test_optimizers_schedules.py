@@ -1,20 +1,34 @@
 """Schedules: exact ends, bounds, monotone parts, no jumps, and lengths that do not fit."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizers import SCHEDULES
-from optimizers.schedules import ConstantConfig, CosineConfig, LinearConfig, Timeline, WarmupSchedule, WSDConfig
+from optimizers.schedules import (
+    ConstantConfig,
+    CosineConfig,
+    InverseSqrtConfig,
+    LinearConfig,
+    OneCycleConfig,
+    PolynomialConfig,
+    ScheduleConfig,
+    Timeline,
+    WarmupSchedule,
+    WSDConfig,
+)
 from utils.registry import look_up
 from utils.units import Duration
 
 ratios = st.floats(0.0, 1.0, allow_nan=False)
+RISES = {"one_cycle": "peak_at", "sequence": "parts"}
+"""The key that says how long a row rises, where it is not `warmup`."""
 
 
-def values_of(config: WarmupSchedule, timeline: Timeline) -> list[float]:
+def values_of(config: ScheduleConfig, timeline: Timeline) -> list[float]:
     return [config.multiplier(step, timeline) for step in range(timeline.total_steps)]
 
 
@@ -29,7 +43,10 @@ def curves(draw: st.DrawFn) -> tuple[WarmupSchedule, list[float], int, float]:
     warmup = draw(st.integers(0, total - 1))
     ratio = draw(ratios)
     room = total - max(warmup, 1)
+    power = draw(st.floats(0.3, 4.0))
     configs = [
+        (PolynomialConfig(power=power, final_ratio=ratio), ratio),
+        (InverseSqrtConfig(), math.sqrt(max(warmup, 1) / total)),
         (ConstantConfig(), 1.0),
         (CosineConfig(final_ratio=ratio), ratio),
         (LinearConfig(final_ratio=ratio), ratio),
@@ -62,7 +79,13 @@ def test_no_curve_jumps(curve: tuple[WarmupSchedule, list[float], int, float]) -
     decay_steps = len(values) - max(warmup, 1)
     if isinstance(config, WSDConfig):
         decay_steps = int(config.decay.value)
-    steepest = max(1 / max(warmup, 1), math.pi / 2 * (1 - last) / decay_steps)
+    fall = math.pi / 2 / decay_steps
+    if isinstance(config, PolynomialConfig):
+        # The steepest is the first step for powers above 1, the last for those below.
+        fall = max(config.power / decay_steps, decay_steps**-config.power)
+    if isinstance(config, InverseSqrtConfig):
+        fall, last = 1 - math.sqrt(max(warmup, 1) / (max(warmup, 1) + 1)), 0
+    steepest = max(1 / max(warmup, 1), fall * (1 - last))
     for one, other in zip(values, values[1:], strict=False):
         assert abs(other - one) <= steepest + 1e-12
 
@@ -88,17 +111,102 @@ def test_known_values() -> None:
     assert after(cosine, 0).multiplier(0, Timeline(1)) == after(cosine, 1).multiplier(0, Timeline(1)) == 0.1
 
 
+@pytest.mark.parametrize("row", sorted(SCHEDULES.keys() - RISES.keys()))
+def test_a_warmup_may_be_given_in_steps_tokens_or_a_share(row: str) -> None:
+    config = look_up(SCHEDULES, row, "schedule")()
+    curves = [
+        values_of(config.model_copy(update={"warmup": warmup}), Timeline(100, 1000))
+        for warmup in (Duration(5, "steps"), Duration(5_000, "tokens"), Duration(0.05, "fraction"))
+    ]
+    assert curves[0] == curves[1] == curves[2]
+    assert curves[0][4] == 1.0 > curves[0][3]
+
+
+def test_a_peak_may_be_given_in_tokens() -> None:
+    values = values_of(OneCycleConfig(peak_at=Duration(30_000, "tokens")), Timeline(100, 1000))
+    assert values == values_of(OneCycleConfig(), Timeline(100, 1000))
+    assert values[29] == 1.0 > values[30]
+
+
 def test_lengths_may_be_given_in_tokens() -> None:
     schedule = WSDConfig(warmup=Duration(2_000, "tokens"), decay=Duration(10_000, "tokens"))
     values = values_of(schedule, Timeline(100, 1000))
     assert [values[step] for step in (0, 1, 89, 90, 99)] == [0.5, 1.0, 1.0, pytest.approx(0.9), 0.0]
 
 
-@pytest.mark.parametrize("row", sorted(SCHEDULES))
+@pytest.mark.parametrize("row", sorted(SCHEDULES.keys() - RISES.keys()))
 def test_a_warmup_as_long_as_the_run_is_refused_with_a_way_out(row: str) -> None:
     config = look_up(SCHEDULES, row, "schedule")()
     with pytest.raises(ValueError, match=r"warmup is 200 steps but the run has only 20: .*'2 %'"):
         after(config, 200).multiplier(0, Timeline(20))
+
+
+def test_a_polynomial_by_hand() -> None:
+    square = PolynomialConfig(warmup=Duration(2, "steps"), power=2, final_ratio=0.2)
+    wanted = [0.5, 1, 0.2 + 0.8 * 0.5625, 0.2 + 0.8 * 0.25, 0.2 + 0.8 * 0.0625, 0.2]
+    assert values_of(square, Timeline(6)) == pytest.approx(wanted)
+    root = PolynomialConfig(warmup=Duration(0, "steps"), power=0.5)
+    assert values_of(root, Timeline(5)) == pytest.approx([1, 0.75**0.5, 0.5**0.5, 0.5, 0])
+    line = PolynomialConfig(power=1, final_ratio=0.3)
+    assert values_of(line, Timeline(50)) == values_of(LinearConfig(final_ratio=0.3), Timeline(50))
+
+
+@pytest.mark.parametrize("warmup", [1, 7, 4000])
+def test_inverse_sqrt_is_the_formula_of_vaswani(warmup: int) -> None:
+    """lrate = d_model^-0.5 * min(step^-0.5, step * warmup^-1.5), steps from 1, divided by its value at the peak."""
+    config = after(InverseSqrtConfig(), warmup)
+    for step in (1, 2, 6, 7, 8, 28, 3999, 4000, 4001, 16000):
+        wanted = 512**-0.5 * min(step**-0.5, step * warmup**-1.5) / (512**-0.5 * warmup**-0.5)
+        assert config.multiplier(step - 1, Timeline(20000)) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_inverse_sqrt_does_not_depend_on_the_length_and_halves_in_four_times_the_warmup() -> None:
+    config = after(InverseSqrtConfig(), 10)
+    assert values_of(config, Timeline(90)) == values_of(config, Timeline(300))[:90]
+    assert config.multiplier(39, Timeline(90)) == pytest.approx(0.5)
+    assert values_of(after(config, 0), Timeline(4)) == pytest.approx([1, 0.5**0.5, (1 / 3) ** 0.5, 0.5])
+
+
+@settings(max_examples=60, deadline=None)
+@given(total=st.integers(2, 200), data=st.data(), start=st.floats(0.001, 1), final=ratios)
+def test_one_cycle_is_two_half_cosines_as_in_pytorch(
+    total: int, data: st.DataObject, start: float, final: float
+) -> None:
+    """torch.optim.lr_scheduler.OneCycleLR: phases end in updates pct_start * total - 1 and total - 1 (from 0)."""
+    peak = data.draw(st.integers(1, total - 1))
+    config = OneCycleConfig(peak_at=Duration(peak, "steps"), start_ratio=start, final_ratio=final)
+
+    def annealed(begin: float, end: float, share: float) -> float:
+        return end + (begin - end) / 2 * (math.cos(math.pi * share) + 1)
+
+    for step, value in enumerate(values_of(config, Timeline(total))):
+        rising = step < peak - 1
+        share = step / (peak - 1) if rising else (step - (peak - 1)) / (total - peak)
+        assert value == pytest.approx(annealed(start, 1, share) if rising else annealed(1, final, share), abs=1e-12)
+    assert config.warmup_steps(Timeline(total)) == peak
+    assert config.multiplier(peak - 1, Timeline(total)) == 1.0
+    assert config.multiplier(total - 1, Timeline(total)) == final
+
+
+def test_a_cycle_without_a_fall_is_refused_with_a_way_out() -> None:
+    config = OneCycleConfig(peak_at=Duration(200, "steps"))
+    with pytest.raises(ValueError, match=r"schedule.peak_at is 200 steps but the run has only 200: .*'2 %'"):
+        config.multiplier(0, Timeline(200))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        (PolynomialConfig, {"power": 0}),
+        (PolynomialConfig, {"power": float("nan")}),
+        (PolynomialConfig, {"final_ratio": -0.1}),
+        (OneCycleConfig, {"start_ratio": 0}),
+        (OneCycleConfig, {"final_ratio": 1.1}),
+    ],
+)
+def test_numbers_that_make_no_schedule_are_refused(kind: type[ScheduleConfig], bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        kind(**bad)
 
 
 def test_a_decay_that_does_not_fit_is_refused() -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from utils.registry import import_object, look_up, suggestion
-from utils.schema import Misfits, OneOf, Section
+from utils.schema import Misfits, OneOf, Section, fields_by_key
 from utils.units import parse_number
 from utils.yaml_file import Mapping, Node, Scalar, Sequence, describe, scalar_text, value_of
 
@@ -164,23 +164,19 @@ def _build_section(
 ) -> Any:
     if not isinstance(node, Mapping):
         return _fail(problems, node, path, f"expected a section with keys of its own, got {describe(node)}")
-    values = dict(given or {})
+    values, fields = dict(given or {}), fields_by_key(section)
     for key, child in node.entries.items():
-        field = section.model_fields.get(key)
+        field = fields.get(key)
         if field is None:
-            near = suggestion(key, section.model_fields)
-            _fail(problems, child, _join(path, key), f"unknown key{near or _keys_there(section)}")
+            near = suggestion(key, fields) or f"; there are: {', '.join(fields)}"
+            _fail(problems, child, _join(path, key), f"unknown key{near}")
         elif key not in values:
             values[key] = _coerce(field.annotation, field.metadata, child, _join(path, key), problems)
-    for key, field in section.model_fields.items():
+    for key, field in fields.items():
         marks = [mark for mark in field.metadata if isinstance(mark, OneOf) and mark.default]
         if key not in values and field.is_required() and marks:
             values[key] = _coerce(field.annotation, marks, Mapping({}, node.place), _join(path, key), problems)
     return _validate(section, values, node, path, problems)
-
-
-def _keys_there(section: type[Section]) -> str:
-    return f"; there are: {', '.join(section.model_fields)}"
 
 
 def _validate(section: type[Section], values: dict[str, Any], node: Mapping, path: str, problems: list[str]) -> Any:

@@ -9,6 +9,7 @@ schema for editors is made here from the same classes and tables.
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from utils.registry import import_object
@@ -59,6 +60,11 @@ class Section(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+
+def fields_by_key(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by the key a person writes: an alias, such as `from`, where Python has no such name."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 class TypedSection(Section):
