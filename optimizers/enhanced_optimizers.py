@@ -1,9 +1,9 @@
-"""SGD, AdamW and Lion: element-wise rules with decoupled weight decay and float32 moments.
+"""SGD, Adam, AdamW and Lion: element-wise rules with decoupled weight decay and float32 moments.
 
 `mlx.optimizers` keeps moments in the parameter's dtype, adds decay to the gradient (SGD) and corrects no bias
 unless asked, so the rules stand here in full, a few lines each. In Lion one sign decides the whole step; in
-AdamW the second moment scales each element; SGD scales nothing. To change a rule edit the `*_step` function;
-its config stands below.
+AdamW the second moment scales each element; SGD scales nothing. To change a rule edit its function; the configs
+stand below.
 """
 
 import math
@@ -42,17 +42,23 @@ def bias_correction(step: mx.array, beta: float) -> mx.array:
 
 def adamw_moments(gradient: mx.array, moments: Arrays, betas: tuple[float, float]) -> Arrays:
     """Running means of the gradient and of its square (Kingma & Ba 2014, algorithm 1)."""
-    first_beta, second_beta = betas
     return {
-        "first": first_beta * moments["first"] + (1 - first_beta) * gradient,
-        "second": second_beta * moments["second"] + (1 - second_beta) * mx.square(gradient),
+        "first": betas[0] * moments["first"] + (1 - betas[0]) * gradient,
+        "second": second_moment(gradient, moments["second"], betas[1]),
     }
+
+
+def second_moment(gradient: mx.array, second: mx.array, beta: float) -> mx.array:
+    """Running mean of the squared gradient, one step on."""
+    return beta * second + (1 - beta) * mx.square(gradient)
 
 
 def adamw(update: Update, betas: tuple[float, float], eps: float) -> Updated:
     """w = w * (1 - rate * decay) - rate * m / (sqrt(v) + eps), both moments bias-corrected.
 
-    Loshchilov & Hutter 2017, algorithm 2 (decay times the learning rate, as PyTorch has it).
+    Loshchilov & Hutter 2017, algorithm 2 (decay times the learning rate, as PyTorch has it). Where a group keeps the
+    `largest` second moment so far, that takes the place of v: AMSGrad (Reddi et al. 2018, algorithm 2), the largest
+    taken before the correction, as PyTorch does.
     """
     rate, first_rate, root_scale = compute_once(
         update.rate,
@@ -61,8 +67,13 @@ def adamw(update: Update, betas: tuple[float, float], eps: float) -> Updated:
     )
     updated: Updated = {}
     for name, gradient in update.gradients.items():
-        moments = update.settled(name, adamw_moments(gradient, update.moments[name], betas))
-        change = first_rate * moments["first"] / (mx.sqrt(moments["second"]) * root_scale + eps)
+        old = update.moments[name]
+        moments = update.settled(name, adamw_moments(gradient, old, betas))
+        if "largest" in old:
+            # Of the settled one, so that neither kernel has two results.
+            moments |= update.settled(name, {"largest": mx.maximum(old["largest"], moments["second"])})
+        square = moments.get("largest", moments["second"])
+        change = first_rate * moments["first"] / (mx.sqrt(square) * root_scale + eps)
         updated[name] = (decayed(update, name, rate) - change, moments)
     return updated
 
@@ -88,9 +99,17 @@ def decayed(update: Update, name: str, rate: mx.array) -> mx.array:
     return update.parameters[name] * (1 - rate * decay) if decay else update.parameters[name]
 
 
-def adamw_group(learning_rate: float, decay: dict[str, float], betas: tuple[float, float], eps: float) -> Group:
+def adamw_group(
+    learning_rate: float,
+    decay: dict[str, float],
+    betas: tuple[float, float],
+    eps: float,
+    amsgrad: bool = False,
+    name: str = "adamw",
+) -> Group:
     """AdamW on the parameters of `decay`; also what Muon leaves over."""
-    return Group("adamw", learning_rate, decay, zeros("first", "second"), partial(adamw, betas=betas, eps=eps))
+    start = zeros("first", "second", "largest") if amsgrad else zeros("first", "second")
+    return Group(name, learning_rate, decay, start, partial(adamw, betas=betas, eps=eps))
 
 
 class SGDConfig(OptimizerConfig):
@@ -131,10 +150,26 @@ class AdamWConfig(OptimizerConfig):
     """Decay of the running means of the gradient and of its square."""
     eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
     """Added to the root of the second moment."""
+    amsgrad: bool = False
+    """Divide by the largest second moment so far, which never lets a step grow back; a third array of state."""
 
     def groups(self, shapes: Shapes) -> list[Group]:
         """One group of everything."""
-        return [adamw_group(self.learning_rate, self.decay_of(shapes), self.betas, self.eps)]
+        decay = self.decay_of(shapes)
+        return [adamw_group(self.learning_rate, decay, self.betas, self.eps, self.amsgrad, self.type)]
+
+
+class AdamConfig(AdamWConfig):
+    """Adam as published: AdamW's rule, no weight decay unless asked, and a longer memory of squares."""
+
+    type: str = "adam"
+    """The row of the table."""
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Decoupled as in every row, not added to the gradient: each update multiplies the weights by 1 - learning rate *
+    weight_decay.
+    """
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square (Kingma & Ba 2014)."""
 
 
 class LionConfig(OptimizerConfig):
@@ -153,3 +188,7 @@ class LionConfig(OptimizerConfig):
         """One group of everything."""
         rule = partial(lion, betas=self.betas)
         return [Group("lion", self.learning_rate, self.decay_of(shapes), zeros("momentum"), rule)]
+
+    def update_bytes(self, shapes: Shapes) -> int:
+        """As many as the weights: the direction and the new momentum both need the old momentum."""
+        return sum(math.prod(shape) for shape in shapes.values()) * mx.float32.size
