@@ -74,7 +74,7 @@ def too_large(config: Config, model_config: Any, plan: Plan) -> str:
 def used_units(config: Config) -> set[str]:
     """Units of every length that the plan turns into steps."""
     evaluation = config.evaluation
-    lengths = (config.training.duration, config.logging.every, config.checkpoint.every)
+    lengths = (config.training.duration, config.logging.every, config.logging.layers_every, config.checkpoint.every)
     lengths = (*lengths, evaluation.every, evaluation.samples.every)
     schedules = (config.schedule, *config.optimizer.schedules())
     return {length.unit for length in lengths if length is not None}.union(*(each.units() for each in schedules))

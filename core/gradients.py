@@ -1,6 +1,6 @@
-"""Trees of gradients: their global norm, and the one factor that divides, unscales and clips them.
+"""Trees of gradients: their norms, and the one factor that divides, unscales and clips them.
 
-The norm is taken array by array, so that no second copy of the gradients is alive. On a CPU the squares are summed by
+Norms are taken array by array, so that no second copy of the gradients is alive. On a CPU the squares are summed by
 the BLAS: `mx.sum` adds one number after the other there, and lost 2 % of the squares of a 32,768 x 384 embedding to
 rounding. To clip in another way, edit `clip_factor`.
 """
@@ -17,13 +17,14 @@ def leaves(tree: Any) -> list[mx.array]:
     return [array for _, array in pairs]
 
 
-def global_norm(gradients: Any) -> mx.array:
-    """L2 norm over all arrays, summed in float32."""
-    total = mx.zeros(())
-    for array in leaves(gradients):
+def norms(tree: Any) -> tuple[mx.array, mx.array]:
+    """L2 norm over all arrays, 0-d, and that of each [arrays] in the order of `leaves`; float32."""
+    total, squares = mx.zeros(()), []
+    for array in leaves(tree):
         (waiting,) = mx.depends([array], [total])
-        total = total + square_sum(waiting)
-    return mx.sqrt(total)
+        squares.append(square_sum(waiting))
+        total = total + squares[-1]
+    return mx.sqrt(total), mx.sqrt(mx.stack(squares))
 
 
 def square_sum(array: mx.array) -> mx.array:

@@ -37,6 +37,7 @@ class Periods(NamedTuple):
     evaluate: int | None
     sample: int | None
     checkpoint: int | None
+    layers: int | None
 
 
 class Plan(NamedTuple):
@@ -146,6 +147,7 @@ def make_plan(
             evaluate=_period(steps("evaluation.every", config.evaluation.every, total)),
             sample=_period(steps("evaluation.samples.every", config.evaluation.samples.every, total)),
             checkpoint=_period(steps("checkpoint.every", config.checkpoint.every, total)),
+            layers=_period(steps("logging.layers_every", config.logging.layers_every, total)),
         ),
         rows_per_epoch=rows_per_epoch,
         flops_per_token=model_config.flops_per_token(length),

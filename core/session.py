@@ -9,14 +9,15 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from core.assembly import Parts, Progress, averaged_weights, copy_tree, take_snapshot
 from core.checkpoint import BackgroundWriter, write_checkpoint
 from core.config import Config
+from core.diagnostics import Movement, arrange, by_group, combined, layer_figures, movement
 from core.evaluation import Evaluation, Evaluator, number, report
 from core.generation import generate
 from core.plan import due
@@ -37,6 +38,8 @@ class StepOutput(NamedTuple):
     """Nats per token, before the update."""
     grad_norm: mx.array
     """Global L2 norm before clipping."""
+    grad_norms: mx.array
+    """That of every array, [arrays] in the order of `core.gradients.leaves`."""
     applied: mx.array
     """False when the guard held the update back."""
     skipped: mx.array
@@ -55,12 +58,8 @@ class Pending(NamedTuple):
     learning_rates: dict[str, float]
     """Of each group of the optimizer, the first one first."""
     output: StepOutput
-
-
-def by_group(name: str, values: Mapping[str, float]) -> dict[str, float]:
-    """`name` with the first group's value and, when there are several, `name/group` with each."""
-    each = {f"{name}/{group}": value for group, value in values.items()} if len(values) > 1 else {}
-    return {name: next(iter(values.values())), **each}
+    moved: Movement | None
+    """Where the layers are logged."""
 
 
 class Session:
@@ -83,6 +82,8 @@ class Session:
             parts.model, parts.objective, parts.plan.precision, compiled=config.training.compile
         )
         self._saved: Progress | None = progress._replace(seconds=0.0) if progress.step else None
+        group_of = {name: group.name for group in parts.optimizer.groups for name in group.decay}
+        self._arrangement = arrange(parts.model.trainable_parameters(), group_of.__getitem__)
         self._start = time.monotonic()
         self._paused = 0.0
         self._reads: deque[tuple[int, float]] = deque(maxlen=max(16, parts.plan.periods.log + 1))
@@ -91,13 +92,25 @@ class Session:
         """Whether a row is of an evaluation that the checkpoint does not know of."""
         return "eval/loss" in row and row["step"] > self.progress.evaluated_step
 
-    def advance(self, data_state: dict[str, int], output: StepOutput, learning_rates: dict[str, float]) -> None:
-        """Count one update."""
+    def weights_to_compare(self) -> Any | None:
+        """The weights before an update whose layers are logged, for `advance`; None: they need not be kept."""
+        is_due = due(self.parts.plan.periods.layers, self.progress.step + 1)
+        return self.parts.model.trainable_parameters() if is_due and self.run.is_main else None
+
+    def advance(
+        self,
+        data_state: dict[str, int],
+        output: StepOutput,
+        learning_rates: dict[str, float],
+        old_weights: Any | None = None,
+    ) -> None:
+        """Count one update; `old_weights`: what `weights_to_compare` gave."""
         plan, before = self.parts.plan, self.progress
         self.progress = before._replace(
             step=before.step + 1, tokens=before.tokens + plan.tokens_per_step, data=data_state
         )
-        self.pending.append(Pending(self.progress.step, self.progress.tokens, learning_rates, output))
+        moved = None if old_weights is None else movement(old_weights, self.parts.model.trainable_parameters())
+        self.pending.append(Pending(self.progress.step, self.progress.tokens, learning_rates, output, moved))
 
     def read(self, in_flight: int) -> None:
         """Record finished updates until at most `in_flight` are left."""
@@ -113,17 +126,26 @@ class Session:
             self._held_back(pending)
         figures: dict[str, float] = {}
         if due(self.parts.plan.periods.log, pending.step) or pending.step == self.parts.plan.total_steps:
-            figures = {
-                "train/loss": number(output.loss),
-                **by_group("optim/learning_rate", pending.learning_rates),
-                "optim/grad_norm": number(output.grad_norm),
-                **self._speed(),
-                "memory/peak_bytes": mx.get_peak_memory(),
-                **{f"optim/{name}": number(value) for name, value in output.counts.items()},
-                **{f"train/{name}": number(value) for name, value in output.metrics.items()},
-            }
+            figures = self._figures(pending)
+        if pending.moved is not None:
+            figures |= layer_figures(self._arrangement, output.grad_norms, pending.moved)
+        if figures:
             self.write_row(pending.step, pending.tokens, figures)
         self.show.update(pending.step, figures, self._remaining(pending.step))
+
+    def _figures(self, pending: Pending) -> dict[str, float]:
+        """What every row of training holds."""
+        output, rates = pending.output, pending.learning_rates
+        grad_norms = combined(output.grad_norms, self._arrangement.groups)
+        return {
+            "train/loss": number(output.loss),
+            **by_group("optim/learning_rate", next(iter(rates.values())), rates),
+            **by_group("optim/grad_norm", number(output.grad_norm), grad_norms),
+            **self._speed(),
+            "memory/peak_bytes": mx.get_peak_memory(),
+            **{f"optim/{name}": number(value) for name, value in output.counts.items()},
+            **{f"train/{name}": number(value) for name, value in output.metrics.items()},
+        }
 
     def _held_back(self, pending: Pending) -> None:
         self.progress = self.progress._replace(skipped_updates=self.progress.skipped_updates + 1)

@@ -111,3 +111,5 @@ class LoggingConfig(Section):
 
     every: Duration = Duration(10, "steps")
     """How often a row of training metrics is written."""
+    layers_every: Duration | None = None
+    """How often norms of gradient and weights and the update-to-weight ratio of each layer are written; null: never."""

@@ -27,7 +27,7 @@ from core.checkpoint import newest_valid, point_at, put_back, read_checkpoint
 from core.config import Config, load_with_notes
 from core.dry_run import dry_run
 from core.evaluation import Evaluation
-from core.gradients import clip_factor, global_norm, leaves
+from core.gradients import clip_factor, leaves, norms
 from core.guard import decide
 from core.objectives.base import Loss
 from core.plan import compiler_warning, disk_warning, due, rows
@@ -71,7 +71,7 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
             sums = (gradients, loss) if sums is None else tree_map(mx.add, sums, (gradients, loss))
         gradients, loss = group.reduce(sums)
         divisor = loss.weight * (guard["loss_scale"] * unit)
-        norm = global_norm(gradients) / divisor
+        norm, grad_norms = (of_sums / divisor for of_sums in norms(gradients))
         # A stack is not fused, so the kernels below read the factor instead of computing it for each element.
         factor = mx.stack([clip_factor(norm, training.gradient_clip) / divisor])[0]
         gradients = tree_map(lambda gradient: gradient * factor, gradients)
@@ -85,7 +85,7 @@ def make_step(parts: Parts, group: Any, config: Config) -> Callable[[Batch], Ste
         model.update(weights)
         guard.update(next_guard)
         metrics = {name: total / loss.weight for name, total in loss.metrics.items()}
-        return StepOutput(mean, norm, applied, next_guard["skipped"], metrics, optimizer.counts())
+        return StepOutput(mean, norm, grad_norms, applied, next_guard["skipped"], metrics, optimizer.counts())
 
     return mx.compile(step, inputs=state, outputs=state) if training.compile else step
 
@@ -223,6 +223,7 @@ def loop(session: Session, config: Config, group: Any) -> Result:
                 break
             rates = parts.optimizer.follow(config.schedule, session.progress.step, plan.timeline)
             refreshed = parts.optimizer.refresh(session.progress.step)
+            old_weights = session.weights_to_compare()
             mx.random.seed(noise_seed(config.seed, session.progress.step, group.rank))
             try:
                 output = step(to_micro_batches(batch, plan.micro_batch_size))
@@ -233,7 +234,8 @@ def loop(session: Session, config: Config, group: Any) -> Result:
                     raise
                 # The compiler that MLX runs in the first steps got the same Ctrl-C; they are not worth a save.
                 return ended(session, stop)
-            session.advance(data_state, output, rates)
+            session.advance(data_state, output, rates, old_weights)
+            del old_weights  # So that the next update can have their memory.
             now = session.progress.step
             session.read(in_flight=MAX_STEPS_IN_FLIGHT)
             if due(plan.periods.sample, now):

@@ -77,7 +77,14 @@ def test_missing_data_and_tokenizer_are_warnings(tmp_path: Path, capsys: pytest.
     assert "error" not in warnings
 
 
-@pytest.mark.parametrize("sections", [{"training": {"duration": "3 epochs"}}, {"evaluation": {"every": "1 epochs"}}])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"duration": "3 epochs"}},
+        {"evaluation": {"every": "1 epochs"}},
+        {"logging": {"layers_every": "1 epochs"}},
+    ],
+)
 def test_epochs_are_known_once_the_data_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], sections: dict[str, Any]
 ) -> None:

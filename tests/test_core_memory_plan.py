@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core import memory_plan
 from core.assembly import Parts, copy_tree, set_recomputation
 from core.config import Config, load
+from core.diagnostics import movement
 from core.guard import initial_guard
 from core.memory_plan import (
     choose_micro_batch_size,
@@ -61,7 +62,12 @@ def measured_peak(config: Config) -> tuple[int, int]:
     batch = random_batch(config)
     for _ in range(2):  # In the first, averaged weights still share the arrays of the weights.
         mx.reset_peak_memory()
-        mx.eval(step(to_micro_batches(batch, plan.micro_batch_size)), model.state, optimizer.state, guard, ema or {})
+        old_weights = model.trainable_parameters() if config.logging.layers_every else None
+        found = step(to_micro_batches(batch, plan.micro_batch_size))
+        mx.async_eval(found, model.state, optimizer.state, guard, ema or {})
+        mx.eval([] if old_weights is None else movement(old_weights, model.trainable_parameters()))
+        del old_weights
+        mx.eval(found, model.state)
     return mx.get_peak_memory() - before, optimizer_bytes
 
 
@@ -154,6 +160,19 @@ MEASURED: dict[str, dict[str, Any]] = {
         "model": {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "vocab_size": 4000},
         "data": {"sequence_length": 64},
         "training": {"batch_size": 2, "weight_ema": 0.99},
+    },
+    "layers logged, mostly parameters": {
+        "model": {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "vocab_size": 4000},
+        "data": {"sequence_length": 64},
+        "training": {"batch_size": 2},
+        "logging": {"layers_every": "1 steps"},
+    },
+    "layers logged, muon, averaged weights": {
+        "model": {"num_hidden_layers": 12, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6},
+        "optimizer": {"type": "muon"},
+        "data": {"sequence_length": 64},
+        "training": {"batch_size": 2, "weight_ema": 0.99},
+        "logging": {"layers_every": "1 steps"},
     },
     "denoise, micro-batches": {
         "objective": {"type": "denoise"},

@@ -131,12 +131,12 @@ def test_an_unknown_size_of_the_data_names_the_key(tmp_path: Path) -> None:
 def test_periods_are_counted_in_steps(tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path,
-        logging={"every": "1 tokens"},
+        logging={"every": "1 tokens", "layers_every": "20 %"},
         evaluation={"every": "10 %", "samples": {"every": "1 epochs"}},
         checkpoint={"every": None},
     )
     periods = plan_of(config).periods
-    assert periods == (1, 2, 7, None)
+    assert periods == (1, 2, 7, None, 4)
     assert [step for step in range(1, 9) if due(periods.evaluate, step)] == [2, 4, 6, 8]
     assert not due(None, 0)
 

@@ -136,6 +136,7 @@ def test_the_step_is_traced_once_in_a_run(tmp_path: Path) -> None:
         training={"compile": True, "micro_batch_size": 4, "weight_ema": 0.9},
         evaluation={"every": "3 steps", "samples": {"every": "4 steps", "max_tokens": 4}},
         checkpoint={"every": "5 steps"},
+        logging={"layers_every": "2 steps"},
     )
     Counting.calls = 0
     interrupt_after(config, step=11)

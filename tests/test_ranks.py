@@ -23,6 +23,7 @@ from tests.processes import ROOT, TRAIN, finish, num_lines, start, wait_until, w
 from tests.tiny_run import interrupt_after, losses, metric_rows, quiet_train, tiny_config
 
 TWO = {"distributed": {"type": "data_parallel"}}
+LAYERS = {"logging": {"layers_every": "5 steps"}}
 LONG = {"training": {"duration": "100000 steps"}, "evaluation": {"every": None}}
 Ranks = list[subprocess.Popen[str]]
 
@@ -79,8 +80,15 @@ def assert_close(found: list[float], expected: list[float]) -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose corpus is prepared, with the run of one process in it."""
     folder = tmp_path_factory.mktemp("ranks")
-    quiet_train(tiny_config(folder, name="one"))
+    quiet_train(tiny_config(folder, name="one", **LAYERS))
     return folder
+
+
+def layers(run: Path) -> list[float]:
+    """Norms and ratio of the last block at steps 5, 10, 15 and 20."""
+    kinds = ("grad_norm", "weight_norm", "update_ratio")
+    names = [f"layers/{kind}/model.layers.1" for kind in kinds]
+    return [row[name] for row in metric_rows(run) if names[0] in row for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +102,18 @@ def expected(shared: Path) -> list[float]:
     ids=["whole", "accumulated"],
 )
 def test_two_processes_give_the_losses_of_one_and_one_of_them_writes(
-    tmp_path: Path, expected: list[float], changes: dict[str, Any]
+    tmp_path: Path, shared: Path, expected: list[float], changes: dict[str, Any]
 ) -> None:
     samples = {"evaluation": {"samples": {"every": "10 steps", "max_tokens": 3}}}
-    config = write_yaml(tmp_path, **TWO, **samples, **changes)
+    config = write_yaml(tmp_path, **TWO, **LAYERS, **samples, **changes)
     with two_ranks(tmp_path, config) as ranks:
         (first, output, errors), second = (finish(process) for process in ranks)
     assert (first, errors, second) == (0, "", (0, "", ""))
     assert output.count("try next:") == 1
     run = tmp_path / "runs" / "tiny"
     assert_close(losses(run), expected)
+    assert len(layers(run)) == 12
+    np.testing.assert_allclose(layers(run), layers(shared / "runs" / "one"), rtol=1e-3)
     assert [row["step"] for row in metric_rows(run) if "eval/loss" in row] == [0, 10, 20]
     assert num_lines(run / "samples.jsonl") == 2
 
