@@ -142,13 +142,7 @@ def make_plan(
         total_steps=total,
         timeline=timeline,
         warmup_steps=warmup,
-        periods=Periods(
-            log=max(1, steps("logging.every", config.logging.every, total) or 1),
-            evaluate=_period(steps("evaluation.every", config.evaluation.every, total)),
-            sample=_period(steps("evaluation.samples.every", config.evaluation.samples.every, total)),
-            checkpoint=_period(steps("checkpoint.every", config.checkpoint.every, total)),
-            layers=_period(steps("logging.layers_every", config.logging.layers_every, total)),
-        ),
+        periods=periods_of(config, steps, total),
         rows_per_epoch=rows_per_epoch,
         flops_per_token=model_config.flops_per_token(length),
         optimizer_bytes=optimizer_bytes,
@@ -208,8 +202,20 @@ def check_schedules(config: Config, timeline: Timeline, steps_are_known: bool) -
         raise ConfigError(str(error)) from error
 
 
-def _period(steps: int | None) -> int | None:
-    return None if steps is None else max(1, steps)
+def periods_of(config: Config, steps: Callable[..., int | None], total_steps: int) -> Periods:
+    """How often the config wants each thing, in steps, of which there is at least one between two times."""
+
+    def period(key: str, duration: Duration | None) -> int | None:
+        found = steps(key, duration, total_steps)
+        return None if found is None else max(1, found)
+
+    return Periods(
+        log=period("logging.every", config.logging.every) or 1,
+        evaluate=period("evaluation.every", config.evaluation.every),
+        sample=period("evaluation.samples.every", config.evaluation.samples.every),
+        checkpoint=period("checkpoint.every", config.checkpoint.every),
+        layers=period("logging.layers_every", config.logging.layers_every),
+    )
 
 
 def rows(
