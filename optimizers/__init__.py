@@ -12,6 +12,7 @@ OPTIMIZERS = {
     "adafactor": "optimizers.adafactor:AdafactorConfig",
     "schedule_free_adamw": "optimizers.schedule_free:ScheduleFreeAdamWConfig",
     "muon": "optimizers.muon:MuonConfig",
+    "soap": "optimizers.soap:SOAPConfig",
     "shampoo": "optimizers.shampoo:ShampooConfig",
 }
 

@@ -75,6 +75,8 @@ class Refresh(NamedTuple):
     """Whether it happens after so many updates (1, 2, ...)."""
     moments: Callable[[Mapping[str, Arrays]], dict[str, Arrays]]
     """All moments by parameter name -> the new ones, lazily; what it leaves out stays as it is."""
+    first: Callable[[Mapping[str, Arrays]], dict[str, Arrays]] | None = None
+    """Stands in for `moments` after the very first update, where that is due; None: nothing does."""
 
 
 class Group(NamedTuple):
@@ -234,7 +236,9 @@ class Optimizer(mlx.optimizers.Optimizer):
         refreshed: dict[str, Arrays] = {}
         for group in self.groups:
             if group.refresh is not None and num_updates and group.refresh.is_due(num_updates):
-                refreshed |= group.refresh.moments({name: moments[name] for name in group.decay})
+                first = group.refresh.first if num_updates == 1 else None
+                renew = first or group.refresh.moments
+                refreshed |= renew({name: moments[name] for name in group.decay})
         mx.async_eval(refreshed)
         return refreshed
 

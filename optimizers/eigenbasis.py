@@ -1,0 +1,104 @@
+"""Eigenvectors of running means, kept up to date: all at once by `eigh`, or a step of orthogonal iteration by QR, which
+is cheaper and follows a mean that changes slowly. Each new vector takes the column of the old one that stood at its
+place in the order of eigenvalues, so what others keep for a column stays valid. Both run on a CPU only. Matrices of one
+size go through them as one stack: MLX starts about fifty operations ahead and then waits, so two hundred decompositions
+of their own would hold up the update that should run beside them. To change what counts as broken edit `LOST`.
+
+Shapes: N matrices of one size, C rows and columns.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from typing import Literal, NamedTuple, TypeVar
+
+import mlx.core as mx
+
+Basis = Literal["qr", "eigh"]
+Key = TypeVar("Key", bound=Hashable)
+
+LOST = 1e-4
+"""Of the largest eigenvalue: a negative one beyond it is no rounding."""
+RIDGE = 1e-6
+"""Likewise, added to every eigenvalue: columns without any keep their direction instead of taking that of rounding."""
+TINY = 1e-37
+
+
+class Renewed(NamedTuple):
+    """A basis, and whether its matrix had to be damped."""
+
+    basis_1CC: mx.array
+    """Orthonormal columns."""
+    damped_1: mx.array
+    """1 or 0, float32."""
+
+
+class Prepared(NamedTuple):
+    """What decompositions start from, and where their columns go."""
+
+    matrices_NCC: mx.array
+    places_N1C: mx.array
+    """For each column of the basis its place in the order of falling eigenvalues, from 0."""
+    damped_N: mx.array
+    """Whether each had to be damped: 1 or 0, float32."""
+
+
+def renewed_bases(means: Mapping[Key, mx.array], bases: Mapping[Key, mx.array], basis: Basis) -> dict[Key, Renewed]:
+    """Nearly the eigenvectors of symmetric matrices [1, C, C] of any sizes, from those they had; float32, lazily.
+
+    `qr`: one step of orthogonal iteration from the old ones (Vyas et al. 2024, algorithm 4); `eigh`: exactly. What is
+    not finite counts as zero. A matrix that had such elements, or has a negative eigenvalue, is damped: so much is
+    added to its diagonal that there is none, which keeps QR's basis near the old one. Zeros keep it altogether.
+    """
+    stacks: dict[tuple[Key, ...], Prepared] = {}
+    for keys in same_size(means):
+        prepared = [prepare(means[key], bases[key], basis) for key in keys]
+        stacks[keys] = Prepared(*(mx.concatenate(list(parts)) for parts in zip(*prepared, strict=True)))
+    # On their way before the first decomposition: behind it they would wait for each other.
+    mx.async_eval(list(stacks.values()))
+    renewed: dict[Key, Renewed] = {}
+    for keys, stack in stacks.items():
+        found, damped = decomposed(stack, basis), mx.split(stack.damped_N, len(keys))
+        renewed |= {key: Renewed(*pair) for key, *pair in zip(keys, found, damped, strict=True)}
+    return renewed
+
+
+def same_size(matrices: Mapping[Key, mx.array]) -> list[tuple[Key, ...]]:
+    """The keys, those of matrices of one shape together."""
+    keys_of: dict[tuple[int, ...], list[Key]] = defaultdict(list)
+    for key, matrix in matrices.items():
+        keys_of[matrix.shape].append(key)
+    return [tuple(keys) for keys in keys_of.values()]
+
+
+def prepare(mean_1CC: mx.array, basis_1CC: mx.array, basis: Basis) -> Prepared:
+    """Mend, scale and damp a matrix and, where QR is to follow, multiply it by its old basis."""
+    is_finite = mx.isfinite(mean_1CC)
+    mended_1CC = mx.where(is_finite, mean_1CC, 0.0)
+    mended_1CC = mended_1CC / mx.maximum(mx.max(mx.abs(mended_1CC)), TINY)
+    turned_1CC = mended_1CC @ basis_1CC
+    values_11C = mx.sum(basis_1CC * turned_1CC, axis=1, keepdims=True)
+    least, most = mx.min(values_11C), mx.max(values_11C)
+    is_lost = mx.logical_or(mx.logical_not(mx.all(is_finite)), least < -LOST * most)
+    order_11C = mx.argsort(-values_11C, axis=2)
+    place_11C = mx.argsort(order_11C, axis=2)
+    damped_1 = is_lost.astype(mx.float32).reshape(1)
+    if basis == "eigh":
+        return Prepared(mended_1CC, place_11C, damped_1)
+    # No eigenvalue is below minus the largest sum of a row.
+    row_sum = mx.max(mx.sum(mx.abs(mended_1CC), axis=2))
+    ridge = mx.where(is_lost, row_sum, RIDGE * mx.maximum(most, 1.0))
+    turned_1CC = turned_1CC + ridge * basis_1CC
+    return Prepared(mx.take_along_axis(turned_1CC, order_11C, axis=2), place_11C, damped_1)
+
+
+def decomposed(stack: Prepared, basis: Basis) -> list[mx.array]:
+    """The new bases [1, C, C] of a stack, on the CPU."""
+    with mx.stream(mx.cpu):
+        places_N1C = stack.places_N1C
+        if basis == "eigh":
+            columns_NCC = mx.linalg.eigh(stack.matrices_NCC)[1]
+            places_N1C = places_N1C.shape[2] - 1 - places_N1C  # Its eigenvalues rise.
+        else:
+            columns_NCC = mx.linalg.qr(stack.matrices_NCC)[0]
+        # One operation for all: slices would be one each.
+        return list(mx.split(mx.take_along_axis(columns_NCC, places_N1C, axis=2), len(columns_NCC)))
