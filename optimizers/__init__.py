@@ -13,6 +13,7 @@ OPTIMIZERS = {
     "schedule_free_adamw": "optimizers.schedule_free:ScheduleFreeAdamWConfig",
     "muon": "optimizers.muon:MuonConfig",
     "soap": "optimizers.soap:SOAPConfig",
+    "hybrid": "optimizers.hybrid_optimizer:HybridConfig",
     "shampoo": "optimizers.shampoo:ShampooConfig",
 }
 
