@@ -31,6 +31,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 NO_DECAY = ("*norm*", "*bias", "*embed_tokens*")
 LISTED = 20
+LONGEST_PERIOD = 2**16
 
 
 class Update(NamedTuple):
@@ -335,6 +336,12 @@ class Optimizer(mlx.optimizers.Optimizer):
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         self.load_state(dict(tree_flatten(state)))
+
+
+def refresh_period(groups: Iterable[Group]) -> int:
+    """Updates from one refresh to the next, the longest of all groups; 1 without any."""
+    due = [[n for n in range(1, LONGEST_PERIOD) if group.refresh.is_due(n)] for group in groups if group.refresh]
+    return max((steps[-1] - steps[-2] for steps in due if len(steps) > 1), default=1)
 
 
 def check_cover(groups: Iterable[Group], shapes: Shapes) -> None:

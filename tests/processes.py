@@ -5,8 +5,10 @@ compiler that MLX starts, and the launcher's children. A child that a failed tes
 """
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +23,8 @@ from tests.tiny_run import merge, tiny_values
 ROOT = Path(__file__).parent.parent
 TRAIN = (sys.executable, "-m", "core.training", "--config")
 PATIENCE_SECONDS = 120.0
+TWO = {"distributed": {"type": "data_parallel"}}
+Ranks = list[subprocess.Popen[str]]
 
 
 def write_yaml(folder: Path, **changes: Any) -> Path:
@@ -77,3 +81,39 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], Any]) -> b
 def num_lines(path: Path) -> int:
     """Lines of a file, 0 when it is not there."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def two_ranks(
+    folder: Path, *arguments: str | Path, configs: list[Path] | None = None, **options: Any
+) -> Iterator[Ranks]:
+    """`core.training` twice, joined by a ring on this machine; `configs` gives each rank its own."""
+    hostfile = folder / "hosts.json"
+    hostfile.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(2)]))
+    shared = {**os.environ, "MLX_HOSTFILE": str(hostfile), "OPENBLAS_NUM_THREADS": "1"}
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                start(
+                    *TRAIN,
+                    *(configs[rank : rank + 1] if configs else ()),
+                    *arguments,
+                    env=shared | {"MLX_RANK": str(rank)},
+                    **options,
+                )
+            )
+            for rank in range(2)
+        ]
+
+
+def ends(ranks: Ranks) -> tuple[list[int], list[str]]:
+    """Exit codes and stderr of all ranks."""
+    ended = [finish(process) for process in ranks]
+    return [code for code, _, _ in ended], [errors for _, _, errors in ended]

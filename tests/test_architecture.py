@@ -21,7 +21,7 @@ OTHER_FOLDERS = (".ci", ".github", "configs", "docs", "tests")
 LARGEST_FILE, LARGEST_FUNCTION, LARGEST_LOOP = 400, 60, 100
 LOOP_FILE = "core/training.py"
 TESTS_WITHOUT_A_FILE = {"architecture", "configs", "contracts", "golden", "pipeline", "readme", "optimizers_rules"}
-TESTS_WITHOUT_A_FILE |= {"bad_input", "full_disk", "interrupts", "kills", "ranks"}
+TESTS_WITHOUT_A_FILE |= {"bad_input", "full_disk", "interrupts", "kills", "ranks", "every_optimizer"}
 MACHINE_PATH = re.compile(r"(?<![\w.~/{}$])/(?:home|Users|root|work|mnt|opt)/\w")
 
 

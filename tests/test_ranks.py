@@ -3,15 +3,13 @@
 Processes are started as `mlx.launch` would start them, with MLX_RANK and a hostfile; a slow test uses the launcher.
 """
 
-import contextlib
 import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +17,24 @@ import numpy as np
 import pytest
 
 from core.checkpoint import list_checkpoints
-from tests.processes import ROOT, TRAIN, finish, num_lines, start, wait_until, write_yaml
+from tests.processes import (
+    ROOT,
+    TRAIN,
+    TWO,
+    Ranks,
+    ends,
+    finish,
+    free_port,
+    num_lines,
+    start,
+    two_ranks,
+    wait_until,
+    write_yaml,
+)
 from tests.tiny_run import interrupt_after, losses, metric_rows, quiet_train, tiny_config
 
-TWO = {"distributed": {"type": "data_parallel"}}
 LAYERS = {"logging": {"layers_every": "5 steps"}}
 LONG = {"training": {"duration": "100000 steps"}, "evaluation": {"every": None}}
-Ranks = list[subprocess.Popen[str]]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def two_ranks(
-    folder: Path, *arguments: str | Path, configs: list[Path] | None = None, **options: Any
-) -> Iterator[Ranks]:
-    """`core.training` twice, joined by a ring on this machine; `configs` gives each rank its own."""
-    hostfile = folder / "hosts.json"
-    hostfile.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(2)]))
-    shared = {**os.environ, "MLX_HOSTFILE": str(hostfile), "OPENBLAS_NUM_THREADS": "1"}
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                start(
-                    *TRAIN,
-                    *(configs[rank : rank + 1] if configs else ()),
-                    *arguments,
-                    env=shared | {"MLX_RANK": str(rank)},
-                    **options,
-                )
-            )
-            for rank in range(2)
-        ]
-
-
-def ends(ranks: Ranks) -> tuple[list[int], list[str]]:
-    """Exit codes and stderr of all ranks."""
-    ended = [finish(process) for process in ranks]
-    return [code for code, _, _ in ended], [errors for _, _, errors in ended]
 
 
 def wait_for_step(ranks: Ranks, run: Path, step: int) -> None:
