@@ -81,7 +81,7 @@ def grow(settings: Settings, name: str, results: Results) -> tuple[list[float], 
     def rate(exponent: int) -> float:
         return float(f"{center * settings.factor**exponent:.3g}")
 
-    exponents = [-1, 0, 1][: settings.num_trials]
+    exponents = sorted([0, -1, 1][: settings.num_trials])
     while True:
         rates = [rate(exponent) for exponent in exponents]
         missing = [Trial(name, each, seed) for each in rates if Trial(name, each, seed) not in results]

@@ -1,0 +1,134 @@
+"""Runs of a comparison: made once, gone on with, made again for another config, and what a failed one says."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.comparison import Result, Settings, Trial
+from core.comparison_runs import Comparison, is_run_of, read_result, result_of, run_trial, trial_config, write_result
+from core.config import load
+from core.run import run_folder
+from tests.tiny_run import interrupt_after, last_checkpoint, metric_rows, tiny_values
+from utils.errors import ConfigError
+from utils.yaml_file import write_yaml
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One corpus."""
+    return tmp_path_factory.mktemp("comparison")
+
+
+def asked(folder: Path, shared: Path, **changes: Any) -> Settings:
+    """Two optimizers, one learning rate each, one seed."""
+    values = tiny_values(shared) | {"name": "setup"}
+    del values["optimizer"], values["out_dir"]
+    values["training"] = values["training"] | {"duration": "8 steps"}
+    values["checkpoint"] = {"every": None, "keep_best": False}
+    values["evaluation"] = {"every": "4 steps"}
+    config = folder / "setup.yaml"
+    config.write_text(yaml.safe_dump(values | changes))
+    optimizers = {}
+    for name, section in (("one", {"type": "adamw", "learning_rate": 1e-2}), ("two", {"type": "sgd"})):
+        optimizers[name] = folder / f"{name}.yaml"
+        optimizers[name].write_text(write_yaml({"optimizer": section}))
+    return Settings(config, optimizers, {"one": 1e-2, "two": 0.1}, (3,), 1)
+
+
+def test_a_trial_is_the_config_the_optimizer_and_what_differs(tmp_path: Path, shared: Path) -> None:
+    settings = asked(tmp_path, shared)
+    config = trial_config(settings, Trial("two", 0.25, 5, 0.75), tmp_path / "out")
+    assert (config.optimizer.type, config.optimizer.learning_rate, config.seed) == ("sgd", 0.25, 5)
+    assert str(config.training.duration) == "6 steps"
+    assert run_folder(config) == tmp_path / "out" / "runs" / "two-0.25-seed5-0.75"
+    assert load(tmp_path / "out" / "configs" / "two-0.25-seed5-0.75.yaml") == config
+
+
+def test_a_run_leaves_its_result_and_no_checkpoint(tmp_path: Path, shared: Path) -> None:
+    config = trial_config(asked(tmp_path, shared), Trial("one", 1e-2, 3), tmp_path / "out")
+    result = run_trial(config)
+    assert result is not None
+    rows = [row for row in metric_rows(run_folder(config)) if "eval/loss" in row]
+    assert result.curve == tuple((row["tokens"], row["eval/loss"]) for row in rows)
+    assert [at for at, _ in result.curve] == [0, 4 * 256, 8 * 256]
+    assert (result.loss, result.bits_per_byte) == (rows[-1]["eval/loss"], rows[-1]["eval/bits_per_byte"])
+    assert (result.tokens, result.note) == (8 * 256, "")
+    assert not (run_folder(config) / "checkpoints").exists()
+    path = tmp_path / "result.json"
+    write_result(path, result)
+    assert read_result(path, config) == result
+    other = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"weight_decay": 0.3})})
+    assert read_result(path, other) is None
+
+
+def test_an_interrupted_run_goes_on_and_one_of_another_config_starts_anew(tmp_path: Path, shared: Path) -> None:
+    settings = asked(tmp_path, shared)
+    config = trial_config(settings, Trial("one", 1e-2, 3), tmp_path / "out")
+    interrupt_after(config, step=5)
+    assert last_checkpoint(run_folder(config)).state["step"] == 5
+    assert is_run_of(config)
+    result = run_trial(config)
+    whole = run_trial(trial_config(settings, Trial("one", 1e-2, 3), tmp_path / "whole"))
+    assert result is not None
+    assert result == whole
+    changed = trial_config(
+        asked(tmp_path, shared, seed=1, model=tiny_values(shared)["model"] | {"hidden_size": 16}),
+        Trial("one", 1e-2, 3),
+        tmp_path / "out",
+    )
+    assert not is_run_of(changed)
+    again = run_trial(changed)
+    assert again is not None
+    assert again.loss != result.loss
+
+
+def test_a_run_that_diverges_has_an_infinite_loss_and_says_when(tmp_path: Path, shared: Path) -> None:
+    config = trial_config(asked(tmp_path, shared), Trial("two", 1e30, 3), tmp_path / "out")
+    result = run_trial(config)
+    assert result is not None
+    assert math.isinf(result.loss)
+    assert "not finite" in result.note
+    path = tmp_path / "result.json"
+    write_result(path, result)
+    assert json.loads(path.read_text())["loss"] is None
+    assert read_result(path, config) == result
+
+
+def test_rows_without_a_last_finite_loss_count_as_diverged(tmp_path: Path) -> None:
+    rows = [
+        {"step": s, "tokens": s, "eval/loss": loss, "eval/bits_per_byte": loss} for s, loss in ((1, 2.0), (2, None))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert result_of(tmp_path, "") == Result(math.inf, math.inf, 2, ((1, 2.0),))
+
+
+def test_all_runs_are_made_in_processes_and_only_once(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    settings = asked(tmp_path, shared)
+    said: list[str] = []
+    first = Comparison(settings, tmp_path / "out", said.append)
+    first.run(num_jobs=2)
+    assert {trial.name for trial in first.results} == {"one-0.01-seed3", "two-0.1-seed3"}
+    assert len(said) == len(first.results)
+    assert all("nats per token" in line for line in said)
+    again = Comparison(settings, tmp_path / "out", said.append)
+    monkeypatch.setattr(Comparison, "_start", lambda *_: pytest.fail("a run was made again"))
+    again.run(num_jobs=1)
+    assert again.results == first.results
+
+
+def test_a_mistake_in_a_run_is_told_with_its_reason(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    data = tiny_values(shared)["data"] | {"sources": [{"type": "jsonl", "path": "nowhere.jsonl"}]}
+    comparison = Comparison(asked(tmp_path, shared, data=data), tmp_path / "out", lambda line: None)
+    with pytest.raises(ConfigError, match=r"ended with exit code 2: error: .*nowhere\.jsonl.*logs"):
+        comparison.run(num_jobs=2)
+    assert all(process.poll() is not None for process in comparison.running.values())
