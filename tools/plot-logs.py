@@ -1,12 +1,15 @@
 """`python tools/plot-logs.py runs/A [runs/B ...] [--out FILE]`: one PNG of what the runs' metrics.jsonl hold.
 
-Without --out it goes into `plots/` of the first run. What is drawn is decided in `utils/plotting.py`.
+Without --out it goes into `plots/` of the first run. A single run that logged its layers gets a second picture beside
+the first. What is drawn is decided in `utils/plotting.py` and `utils/layer_plot.py`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.cli import Parser, run_command
 from utils.errors import DataError
+from utils.layer_plot import has_layers, plot_layers
 from utils.metrics import Row, read_metrics
 from utils.plotting import plot_runs
 
@@ -37,8 +40,17 @@ def main() -> None:
     runs = dict(zip(name_runs(folders), map(read_run, folders), strict=True))
     default = folders[0] / "plots" / ("training.png" if len(folders) == 1 else "comparison.png")
     path = arguments.out or default
+    write(path, lambda: plot_runs(runs, path))
+    rows = next(iter(runs.values()))
+    if len(runs) == 1 and has_layers(rows):
+        layers = path.with_name(f"{path.stem}-layers.png") if arguments.out else path.with_name("layers.png")
+        write(layers, lambda: plot_layers(rows, layers))
+
+
+def write(path: Path, draw: Callable[[], None]) -> None:
+    """Draw, and say where. Raises DataError when the file cannot be written."""
     try:
-        plot_runs(runs, path)
+        draw()
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
     print(f"wrote {path}")
