@@ -1,8 +1,8 @@
 """Eigenvectors of running means, kept up to date: all at once by `eigh`, or a step of orthogonal iteration by QR, which
 is cheaper and follows a mean that changes slowly. Each new vector takes the column of the old one that stood at its
 place in the order of eigenvalues, so what others keep for a column stays valid. Both run on a CPU only. Matrices of one
-size go through them as one stack: MLX starts about fifty operations ahead and then waits, so two hundred decompositions
-of their own would hold up the update that should run beside them. To change what counts as broken edit `LOST`.
+size go through them as one stack: MLX starts about a hundred operations ahead and then waits, so decompositions one
+by one would hold up the update that should run beside them. To change what counts as broken edit `LOST`.
 
 Shapes: N matrices of one size, C rows and columns.
 """
@@ -46,8 +46,9 @@ def renewed_bases(means: Mapping[Key, mx.array], bases: Mapping[Key, mx.array], 
     """Nearly the eigenvectors of symmetric matrices [1, C, C] of any sizes, from those they had; float32, lazily.
 
     `qr`: one step of orthogonal iteration from the old ones (Vyas et al. 2024, algorithm 4); `eigh`: exactly. What is
-    not finite counts as zero. A matrix that had such elements, or has a negative eigenvalue, is damped: so much is
-    added to its diagonal that there is none, which keeps QR's basis near the old one. Zeros keep it altogether.
+    not finite counts as zero. A matrix that had such elements, or has a negative eigenvalue (under `qr`: as far as the
+    old basis shows it), is damped: so much is added to its diagonal that there is none, which changes no eigenvector
+    and keeps QR's basis near the old one. Zeros keep it altogether.
     """
     stacks: dict[tuple[Key, ...], Prepared] = {}
     for keys in same_size(means):
@@ -57,8 +58,8 @@ def renewed_bases(means: Mapping[Key, mx.array], bases: Mapping[Key, mx.array], 
     mx.async_eval(list(stacks.values()))
     renewed: dict[Key, Renewed] = {}
     for keys, stack in stacks.items():
-        found, damped = decomposed(stack, basis), mx.split(stack.damped_N, len(keys))
-        renewed |= {key: Renewed(*pair) for key, *pair in zip(keys, found, damped, strict=True)}
+        parts = (mx.split(array, len(keys)) for array in decomposed(stack, basis))
+        renewed |= {key: Renewed(*pair) for key, *pair in zip(keys, *parts, strict=True)}
     return renewed
 
 
@@ -91,14 +92,17 @@ def prepare(mean_1CC: mx.array, basis_1CC: mx.array, basis: Basis) -> Prepared:
     return Prepared(mx.take_along_axis(turned_1CC, order_11C, axis=2), place_11C, damped_1)
 
 
-def decomposed(stack: Prepared, basis: Basis) -> list[mx.array]:
-    """The new bases [1, C, C] of a stack, on the CPU."""
+def decomposed(stack: Prepared, basis: Basis) -> tuple[mx.array, mx.array]:
+    """The new bases [N, C, C] of a stack and which were damped [N], started on the CPU and not waited for."""
+    places_N1C, damped_N = stack.places_N1C, stack.damped_N
     with mx.stream(mx.cpu):
-        places_N1C = stack.places_N1C
         if basis == "eigh":
-            columns_NCC = mx.linalg.eigh(stack.matrices_NCC)[1]
+            values_NC, columns_NCC = mx.linalg.eigh(stack.matrices_NCC)
             places_N1C = places_N1C.shape[2] - 1 - places_N1C  # Its eigenvalues rise.
+            is_lost_N = values_NC[:, 0] < -LOST * values_NC[:, -1]
+            damped_N = mx.maximum(damped_N, is_lost_N.astype(mx.float32))
         else:
             columns_NCC = mx.linalg.qr(stack.matrices_NCC)[0]
-        # One operation for all: slices would be one each.
-        return list(mx.split(mx.take_along_axis(columns_NCC, places_N1C, axis=2), len(columns_NCC)))
+        bases_NCC = mx.take_along_axis(columns_NCC, places_N1C, axis=2)
+    mx.async_eval(bases_NCC, damped_N)
+    return bases_NCC, damped_N
