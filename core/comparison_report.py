@@ -63,7 +63,7 @@ def measure_costs(
 
 
 def cost_of(outcome: Outcome, first: Outcome) -> Cost:
-    """Mean rather than median seconds: what is made anew every so many steps is part of the cost."""
+    """Medians over the rounds; a worker's round is as long as an optimizer's period, so nothing is left out."""
     seconds = [value for value in outcome.column("seconds") if value is not None]
     ratio = paired_ratio(outcome.column("seconds"), first.column("seconds"))
     return Cost(statistics.median(seconds), ratio if ratio is not None else math.nan, outcome.facts["state_bytes"])
@@ -125,7 +125,7 @@ def all_runs(results: Results) -> str:
     return markdown_table(("optimizer", "learning rate", "seed", "share", "final loss", "bits/byte"), lines)
 
 
-def about(settings: Settings, summaries: Sequence[Summary], machine: str) -> str:
+def about(settings: Settings, machine: str) -> str:
     """What was compared, and how."""
     config = load(settings.config)
     model = config.model
@@ -152,7 +152,7 @@ def text_of(
     table = markdown_table(HEADERS, [row(summary, costs.get(summary.name)) for summary in summaries])
     shares = "\n".join(share_lines(summaries))
     runs = f"<details><summary>All {len(results)} runs</summary>\n\n{all_runs(results)}\n</details>\n"
-    parts = [about(settings, summaries, machine), f"```bash\n{command}\n```", table, shares, runs]
+    parts = [about(settings, machine), f"```bash\n{command}\n```", table, shares, runs]
     return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
 
 

@@ -25,7 +25,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(folder: Path, shared: Path, **changes: Any) -> Settings:
     """Two optimizers, one learning rate each, one seed."""
-    values = tiny_values(shared) | {"name": "setup"}
+    values: dict[str, Any] = tiny_values(shared) | {"name": "setup"}
     del values["optimizer"], values["out_dir"]
     values["training"] = values["training"] | {"duration": "8 steps"}
     values["checkpoint"] = {"every": None, "keep_best": False}

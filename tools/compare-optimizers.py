@@ -46,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--jobs", type=int, default=1, help="runs at once (%(default)s)")
     add("--rounds", type=int, default=5, help="rounds in which the steps are timed; 0: not at all (%(default)s)")
     add("--into", type=Path, metavar="PAGE", help="a Markdown page to put the report into, the picture beside it")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     for name, least in (("trials", 3), ("seeds", 1), ("jobs", 1), ("rounds", 0)):
         if getattr(options, name) < least:
             parser.error(f"--{name} is {getattr(options, name)}, must be at least {least}")
