@@ -8,6 +8,7 @@ direction edit `shampoo`, its length `grafted`; how roots are made stands in `in
 Shapes: N blocks of a matrix, R rows and C columns of a block.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
@@ -18,7 +19,7 @@ from pydantic import Field, field_validator
 
 from optimizers.base import Arrays, Group, OptimizerConfig, Refresh, Shapes, Update, Updated, compute_once, zeros
 from optimizers.enhanced_optimizers import Beta, adamw_group, adamw_moments, bias_correction, decayed
-from optimizers.inverse_root import inverse_roots, sum_of_squares
+from optimizers.inverse_root import LARGEST_STACK, inverse_roots, sum_of_squares
 from optimizers.kronecker import cut, grid_of, join, left_statistic, right_statistic, share_of_newest
 from optimizers.selection import LAYERS, select_matrices
 
@@ -28,6 +29,11 @@ SIDES = ("left", "right")
 DIMENSIONS = (2, 3, 4)
 LARGEST_DEGREE = 16
 """Of the roots: the power of a side is a fraction with at most this below its line."""
+FLOAT32 = 4
+UPDATE_ARRAYS, UPDATE_SHARE = 36, 12
+"""Arrays of the largest matrix's size among the kernels of an update that are alive at once, if there are so many."""
+ROOT_ARRAYS = 22
+"""Arrays of a stack's size among the last kernels of a refresh. Measured: 18 to 35."""
 STRONGER, WEAKER = 100.0, 0.1
 """What multiplies the ridge of a block whose root failed, and of one whose root did not."""
 TINY = 1e-30
@@ -200,6 +206,18 @@ class ShampooConfig(OptimizerConfig):
             rate = self.adamw_learning_rate or (self.learning_rate if self.grafting == "adam" else 1e-3)
             groups.append(adamw_group(rate, rest, self.betas, self.eps))
         return groups
+
+    def update_bytes(self, shapes: Shapes) -> int:
+        """What the kernels of the largest matrices hold, or those of all matrices."""
+        sizes = [math.prod(shape) for shape in select_matrices(shapes, self.matrices, DIMENSIONS).values()]
+        return FLOAT32 * min(UPDATE_ARRAYS * max(sizes), UPDATE_SHARE * sum(sizes))
+
+    def refresh_bytes(self, shapes: Shapes) -> int:
+        """New roots beside the old, old statistics beside the update's new ones, and the iterations of a stack."""
+        matrices = select_matrices(shapes, self.matrices, DIMENSIONS).values()
+        grids = [grid_of(shape, self.block_size) for shape in matrices]
+        statistics = sum(grid.num_blocks * side**2 for grid in grids for side in grid.block)
+        return FLOAT32 * (2 * statistics + ROOT_ARRAYS * min(LARGEST_STACK, statistics))
 
     def is_due(self, num_updates: int) -> bool:
         """Whether roots are made after so many updates."""
