@@ -142,14 +142,21 @@ class Comparison:
                 for trial in due:
                     if len(self.running) < num_jobs and trial not in self.running:
                         self.running[trial] = self._start(trial, num_jobs)
-                time.sleep(POLL_SECONDS)
-                for trial in [trial for trial, process in self.running.items() if process.poll() is not None]:
+                for trial in self._wait():
                     self._finish(trial, self.running.pop(trial))
         finally:
             for process in self.running.values():
                 process.terminate()
             for process in self.running.values():
                 process.wait()
+
+    def _wait(self) -> list[Trial]:
+        """The runs that have ended, once there are some."""
+        while True:
+            ended = [trial for trial, process in self.running.items() if process.poll() is not None]
+            if ended:
+                return ended
+            time.sleep(POLL_SECONDS)
 
     def _start(self, trial: Trial, num_jobs: int) -> subprocess.Popen[bytes]:
         threads = str(max(1, (os.cpu_count() or 1) // num_jobs))

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from core.config import LoadedConfig, dump, load, load_with_notes, to_yaml
+from core.config import dump, load, load_with_notes, to_yaml
 from core.forerunner import is_forerunner, is_tokenizer_config, translate_tokenizer_config
 from core.forerunner_keys import ALL_KEYS, IGNORED, MOVED, READ, REFUSED
+from tests.forerunner_files import HERE, changed, problems, texts
 from utils.errors import ConfigError
 from utils.yaml_file import read_yaml
 
-HERE = Path(__file__).parent / "forerunner"
 GIVEN = sorted((Path(__file__).parents[2] / "shared" / "predecessor-configs").glob("*.yaml"))
 
 
@@ -25,30 +25,6 @@ def paths_of(values: dict[str, Any], prefix: str = "") -> set[str]:
         if isinstance(value, dict):
             paths |= paths_of(value, f"{prefix}{key}.")
     return paths
-
-
-def changed(tmp_path: Path, changes: dict[str, Any], file: str = "everything.yaml") -> str:
-    """A copy of a file with other values at dotted paths."""
-    values = yaml.safe_load((HERE / file).read_text())
-    for path, value in changes.items():
-        section = values
-        *parents, last = path.split(".")
-        for key in parents:
-            section = section.setdefault(key, {})
-        section[last] = value
-    target = tmp_path / "changed.yaml"
-    target.write_text(yaml.safe_dump(values, sort_keys=False))
-    return str(target)
-
-
-def problems(path: str) -> list[str]:
-    with pytest.raises(ConfigError) as raised:
-        load(path)
-    return raised.value.problems
-
-
-def texts(loaded: LoadedConfig) -> str:
-    return "\n".join(loaded.notes)
 
 
 def test_the_file_of_every_key_has_every_key() -> None:
@@ -169,41 +145,6 @@ def test_the_smallest_file_means_what_its_program_did() -> None:
     assert "no data.validation_file" in texts(loaded)
 
 
-OPTIMIZERS = {
-    "adam": {"type": "adamw", "weight_decay": 0.0, "betas": [0.8, 0.9], "eps": 1e-7},
-    "adamw": {"type": "adamw", "weight_decay": 0.02, "betas": [0.8, 0.9]},
-    "adamw_enhanced": {"type": "adamw", "betas": [0.8, 0.9]},
-    "sgd": {"type": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 0.02},
-    "sgd_enhanced": {"type": "sgd", "momentum": 0.9},
-    "lion": {"type": "lion", "betas": [0.8, 0.9], "weight_decay": 0.02},
-    "muon": {"type": "muon", "update_scale": "original", "momentum": 0.9, "ns_steps": 6, "betas": [0.8, 0.9]},
-    "hybrid": {"type": "muon", "update_scale": "original", "nesterov": False},
-}
-
-
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_every_optimizer_reads_its_own_keys_only(tmp_path: Path, name: str) -> None:
-    config = load(changed(tmp_path, {"training.optimization.optimizer": name}))
-    read = dump(config.optimizer)
-    assert read | OPTIMIZERS[name] == read
-    assert read["learning_rate"] == 1e-4
-    averaged = name in ("adamw_enhanced", "sgd_enhanced", "lion")
-    assert config.training.weight_ema == (0.99 if averaged else None)
-
-
-@pytest.mark.parametrize("name", ["shampoo", "adafactor", "amdaw"])
-def test_an_optimizer_this_version_lacks_is_an_error_that_names_what_there_is(tmp_path: Path, name: str) -> None:
-    (problem,) = problems(changed(tmp_path, {"training.optimization.optimizer": name}))
-    assert f"training.optimization.optimizer: this version has no optimizer '{name}'" in problem
-    assert problem.endswith("there are: " + ", ".join(sorted(OPTIMIZERS)))
-
-
-def test_a_hybrid_of_other_parts_is_refused(tmp_path: Path) -> None:
-    changes = {"training.optimization.optimizer": "hybrid", "training.optimization.matrix_optimizer": "shampoo"}
-    (problem,) = problems(changed(tmp_path, changes))
-    assert "training.optimization.matrix_optimizer: this version's hybrid is muon for matrices" in problem
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -311,7 +252,7 @@ def test_mistakes_name_the_line_that_was_written(tmp_path: Path, changes: dict[s
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
     changes = {
         "data.hf_dataset_name": "x/y",
-        "training.optimization.optimizer": "shampoo",
+        "training.optimization.optimizer": "shampo",
         "model.dimensions.num_layers": "x",
         "foo": 1,
     }
