@@ -8,7 +8,7 @@ Shapes: N matrices of one size, C rows and columns.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
 import mlx.core as mx
@@ -21,6 +21,7 @@ LOST = 1e-4
 RIDGE = 1e-6
 """Likewise, added to every eigenvalue: columns without any keep their direction instead of taking that of rounding."""
 TINY = 1e-37
+LARGEST_STACK = 2**22
 
 
 class Renewed(NamedTuple):
@@ -50,25 +51,36 @@ def renewed_bases(means: Mapping[Key, mx.array], bases: Mapping[Key, mx.array], 
     old basis shows it), is damped: so much is added to its diagonal that there is none, which changes no eigenvector
     and keeps QR's basis near the old one. Zeros keep it altogether.
     """
-    stacks: dict[tuple[Key, ...], Prepared] = {}
-    for keys in same_size(means):
-        prepared = [prepare(means[key], bases[key], basis) for key in keys]
-        stacks[keys] = Prepared(*(mx.concatenate(list(parts)) for parts in zip(*prepared, strict=True)))
-    # On their way before the first decomposition: behind it they would wait for each other.
-    mx.async_eval(list(stacks.values()))
     renewed: dict[Key, Renewed] = {}
-    for keys, stack in stacks.items():
-        parts = (mx.split(array, len(keys)) for array in decomposed(stack, basis))
+    for keys in stacks_of({key: mean.shape[-1] for key, mean in means.items()}):
+        found = decomposed(stacked([prepare(means[key], bases[key], basis) for key in keys]), basis)
+        if runs_alone():
+            mx.eval(found)
+        parts = (mx.split(array, len(keys)) for array in found)
         renewed |= {key: Renewed(*pair) for key, *pair in zip(keys, *parts, strict=True)}
     return renewed
 
 
-def same_size(matrices: Mapping[Key, mx.array]) -> list[tuple[Key, ...]]:
-    """The keys, those of matrices of one shape together."""
-    keys_of: dict[tuple[int, ...], list[Key]] = defaultdict(list)
-    for key, matrix in matrices.items():
-        keys_of[matrix.shape].append(key)
-    return [tuple(keys) for keys in keys_of.values()]
+def runs_alone() -> bool:
+    """Whether the CPU makes the updates too: then nothing is gained by starting all decompositions at once, and their
+    memory is saved.
+    """
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def stacks_of(sizes: Mapping[Key, int]) -> Iterator[list[Key]]:
+    """The keys of matrices of one size; at most `LARGEST_STACK` numbers at once when the CPU is alone."""
+    keys_of: dict[int, list[Key]] = defaultdict(list)
+    for key, size in sizes.items():
+        keys_of[size].append(key)
+    for size, keys in keys_of.items():
+        at_once = max(1, LARGEST_STACK // size**2) if runs_alone() else len(keys)
+        yield from (keys[start : start + at_once] for start in range(0, len(keys), at_once))
+
+
+def stacked(prepared: list[Prepared]) -> Prepared:
+    """Many of N = 1 as one."""
+    return Prepared(*(mx.concatenate(list(parts)) for parts in zip(*prepared, strict=True)))
 
 
 def prepare(mean_1CC: mx.array, basis_1CC: mx.array, basis: Basis) -> Prepared:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizers.eigenbasis import Basis, renewed_bases
+from optimizers import eigenbasis
+from optimizers.eigenbasis import Basis, renewed_bases, stacks_of
 
 METHODS = ("qr", "eigh")
 
@@ -191,3 +192,12 @@ def test_matrices_of_one_size_are_decomposed_together(method: Basis, monkeypatch
     means = {number: mx.eye(3 + number % 2)[None] for number in range(9)}
     renewed_bases(means, means, method)
     assert sorted(seen) == [(4, 4, 4), (5, 3, 3)]
+    monkeypatch.setattr(eigenbasis, "LARGEST_STACK", 2 * 3 * 3)
+    assert [len(keys) for keys in stacks_of(dict.fromkeys(range(5), 3))] == [2, 2, 1]
+    assert [len(keys) for keys in stacks_of(dict.fromkeys(range(2), 5))] == [1, 1]
+    # Beside a GPU all of them are on their way at once.
+    monkeypatch.setattr(eigenbasis, "runs_alone", lambda: False)
+    assert [len(keys) for keys in stacks_of(dict.fromkeys(range(5), 3))] == [5]
+    monkeypatch.setattr(mx, "eval", None)
+    renewed_bases(means, means, method)
+    assert sorted(seen)[-2:] == [(5, 3, 3), (5, 3, 3)]

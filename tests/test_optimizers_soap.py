@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from core.memory_plan import KERNELS_OF_UPDATE
+from optimizers import eigenbasis, soap
 from optimizers.base import Optimizer
 from optimizers.soap import SOAPConfig, sides_of
 from tests.tiny_run import needs_compiler
@@ -178,12 +180,12 @@ def test_with_identities_as_bases_it_is_adamw(changes: dict[str, int]) -> None:
     shapes = MORE_SHAPES | SHAPES
     parameters = to_mlx(draw(0, shapes))
     adamw = config_of("adamw", learning_rate=RATE, weight_decay=DECAY, betas=BETAS, eps=EPS).build(parameters)
-    soap = build(shapes, matrices=("*",), **changes)
+    other = build(shapes, matrices=("*",), **changes)
     ours, theirs = parameters, parameters
     for seed in range(1, 9):
         if "max_preconditioner_dim" in changes:
-            soap.install(soap.refresh(seed))
-        ours = soap.apply_gradients(to_mlx(draw(seed, shapes)), ours)
+            other.install(other.refresh(seed))
+        ours = other.apply_gradients(to_mlx(draw(seed, shapes)), ours)
         theirs = adamw.apply_gradients(to_mlx(draw(seed, shapes)), theirs)
     assert_close(to_numpy(ours), to_numpy(theirs), 1e-6)
 
@@ -336,6 +338,50 @@ def test_a_refresh_returns_nothing_that_an_update_changes() -> None:
         assert refreshed.keys() == SHAPES.keys()
         assert all(arrays.keys() == {"left_basis", "right_basis", "num_damped"} for arrays in refreshed.values())
     assert not any(optimizer.refresh(number) for number in (2, 9, 11, 19))
+
+
+def widths(num_layers: int, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    shapes |= dict.fromkeys("qkvo", (width, width))
+    return {f"layers.{layer}.{name}.weight": shape for layer in range(num_layers) for name, shape in shapes.items()}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shapes", "max_dim"),
+    [(widths(2, 256, 700), 1024), (widths(4, 192, 512), 256), (widths(6, 160, 320), 1024), (widths(1, 320, 640), 400)],
+)
+def test_an_update_and_a_refresh_hold_what_the_config_says(shapes: dict[str, tuple[int, ...]], max_dim: int) -> None:
+    config = SOAPConfig(max_preconditioner_dim=max_dim)
+    parameters = {name: mx.ones(shape) for name, shape in shapes.items()}
+    gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
+    optimizer = config.build(parameters)
+    step: Any = mx.compile(optimizer.apply_gradients, inputs=optimizer.state, outputs=optimizer.state)
+    mx.eval(gradients)
+    parameters = step(gradients, parameters)
+    mx.eval(parameters, optimizer.state)
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    parameters = step(gradients, parameters)
+    mx.eval(parameters, optimizer.state)
+    weights = sum(array.nbytes for array in parameters.values())
+    ahead = min(weights, KERNELS_OF_UPDATE * weights // len(shapes))
+    assert held + ahead + config.update_bytes(shapes) == pytest.approx(mx.get_peak_memory(), rel=0.15)
+    refreshed = optimizer.refresh(10)
+    mx.eval(refreshed)
+    counts = len(shapes) * 4
+    assert 0 <= mx.get_active_memory() - held - config.refresh_bytes(shapes) <= 20 * counts
+
+
+def test_a_refresh_beside_a_gpu_holds_all_it_is_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eigenbasis, "runs_alone", lambda: False)
+    monkeypatch.setattr(soap, "runs_alone", lambda: False)
+    shapes: dict[str, tuple[int, ...]] = {f"layers.{number}.weight": (160, 160) for number in range(40)}
+    optimizer = build(shapes)
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(optimizer.refresh(10))
+    assert SOAPConfig().refresh_bytes(shapes) == pytest.approx(mx.get_peak_memory() - held, rel=0.15)
 
 
 def test_matrices_of_the_layers_by_default_and_globs_of_ones_own() -> None:
