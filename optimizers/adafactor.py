@@ -12,7 +12,7 @@ import mlx.core as mx
 from pydantic import Field
 
 from optimizers.base import Arrays, Group, OptimizerConfig, Shapes, Update, Updated, compute_once, zeros
-from optimizers.enhanced_optimizers import Beta, decayed
+from optimizers.enhanced_optimizers import Beta, bytes_of, decayed
 
 
 def is_factored(shape: Sequence[int], smallest: int) -> bool:
@@ -41,12 +41,13 @@ def square_moments(squared: mx.array, moments: Arrays, newness: mx.array) -> Arr
 def normalised(gradient: mx.array, moments: Arrays) -> mx.array:
     """The gradient over the root of the second moment, which is row * column / mean(row) where it is factored.
 
-    One factor after the other: their product leaves float32 where both are near eps1.
+    One factor after the other, the mean last: row * column and row / mean leave float32 where a row is near eps1 (no
+    gradients yet) and others are large, and what comes of that is NaN.
     """
     if "second" in moments:
         return gradient * mx.rsqrt(moments["second"])
-    row = mx.rsqrt(moments["row"] / mx.mean(moments["row"], axis=-1, keepdims=True))
-    return gradient * row[..., None] * mx.rsqrt(moments["column"])[..., None, :]
+    size = mx.sqrt(mx.mean(moments["row"], axis=-1))[..., None, None]
+    return gradient * mx.rsqrt(moments["row"])[..., None] * mx.rsqrt(moments["column"])[..., None, :] * size
 
 
 def root_mean_square(array: mx.array) -> mx.array:
@@ -94,14 +95,10 @@ class AdafactorConfig(OptimizerConfig):
 
     type: str = "adafactor"
     """The row of the table."""
-    learning_rate: float = Field(default=1e-2, gt=0, allow_inf_nan=False)
-    """Largest learning rate; the schedule multiplies it. A share of each parameter's size with `scale_parameter`, else
-    as AdamW's.
-    """
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Decoupled: each update multiplies the weights by 1 - learning rate * weight_decay, unscaled."""
-    scale_parameter: bool = True
-    """Multiply the learning rate by the root mean square of each parameter."""
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    """Largest learning rate; the schedule multiplies it. AdamW's carry over; with `scale_parameter` 1e-2 to 1e-1."""
+    scale_parameter: bool = False
+    """Multiply the learning rate by the root mean square of each parameter, as published; decay does not see it."""
     relative_step: bool = False
     """Let the learning rate be at most 1 / sqrt(step), as published (with 1e-2, from step 10,000 on)."""
     beta1: Beta | None = None
@@ -122,3 +119,7 @@ class AdafactorConfig(OptimizerConfig):
         begin = partial(start, smallest=self.min_dim_size_to_factor, has_first=self.beta1 is not None)
         rule = partial(adafactor, config=self)
         return [Group("adafactor", self.learning_rate, self.decay_of(shapes), begin, rule)]
+
+    def update_bytes(self, shapes: Shapes) -> int:
+        """One largest parameter: its square, its step and the step's square are alive together (measured)."""
+        return max(bytes_of(shape) for shape in shapes.values())

@@ -7,6 +7,7 @@ stand below.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -97,6 +98,11 @@ def decayed(update: Update, name: str, rate: mx.array) -> mx.array:
     """The parameter after decoupled weight decay."""
     decay = update.decay[name]
     return update.parameters[name] * (1 - rate * decay) if decay else update.parameters[name]
+
+
+def bytes_of(shape: Sequence[int]) -> int:
+    """Of a float32 array."""
+    return math.prod(shape) * mx.float32.size
 
 
 def adamw_group(
@@ -191,4 +197,4 @@ class LionConfig(OptimizerConfig):
 
     def update_bytes(self, shapes: Shapes) -> int:
         """As many as the weights: the direction and the new momentum both need the old momentum."""
-        return sum(math.prod(shape) for shape in shapes.values()) * mx.float32.size
+        return sum(bytes_of(shape) for shape in shapes.values())

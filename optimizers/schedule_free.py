@@ -14,7 +14,7 @@ import mlx.core as mx
 from pydantic import Field
 
 from optimizers.base import Arrays, Group, OptimizerConfig, Shapes, Update, Updated, compute_once, zeros
-from optimizers.enhanced_optimizers import Beta, bias_correction, second_moment
+from optimizers.enhanced_optimizers import Beta, bias_correction, bytes_of, second_moment
 
 TINY = 1e-30
 """Keeps the share finite while every learning rate was 0."""
@@ -91,3 +91,7 @@ class ScheduleFreeAdamWConfig(OptimizerConfig):
         rule = partial(schedule_free_adamw, betas=self.betas, eps=self.eps)
         weights = partial(average, beta=self.betas[0])
         return [Group("schedule_free_adamw", self.learning_rate, self.decay_of(shapes), start, rule, average=weights)]
+
+    def update_bytes(self, shapes: Shapes) -> int:
+        """One largest parameter: the direction, which two results need (measured)."""
+        return max(bytes_of(shape) for shape in shapes.values())

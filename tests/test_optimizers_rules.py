@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from core.memory_plan import KERNELS_OF_UPDATE
 from optimizers import OPTIMIZERS
 from optimizers.base import OptimizerConfig
-from optimizers.enhanced_optimizers import bias_correction
+from optimizers.enhanced_optimizers import bias_correction, bytes_of
+from tests.tiny_run import needs_compiler
 from tests.update_oracles import (
     MORE_SHAPES,
     SHAPES,
@@ -160,6 +162,37 @@ def test_lion_equals_the_oracle_away_from_sign_flips(betas: tuple[float, float])
 def test_lion_says_that_it_needs_the_weights_once_more() -> None:
     assert config_of("lion").update_bytes({"a": (3, 5), "b": (), "c": (2, 3, 4)}) == 4 * (15 + 1 + 24)
     assert config_of("adamw").update_bytes({"a": (3, 5)}) == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("row", ["adafactor", "schedule_free_adamw"])
+def test_an_update_takes_the_memory_that_its_row_says(row: str) -> None:
+    """One embedding as large as all layers: what is alive beside weights, gradients and state."""
+    shapes = {"embed_tokens.weight": (6144, 128)} | {f"layers.{index}.weight": (128, 192) for index in range(30)}
+    held: dict[str, Any] = {"weights": {name: mx.full(shape, 0.1) for name, shape in shapes.items()}}
+    config = config_of(row)
+    optimizer = config.build(held["weights"])
+
+    def step(gradients: dict[str, mx.array], applies: mx.array) -> mx.array:
+        held["weights"] = optimizer.apply_gradients(gradients, held["weights"], applies)
+        return applies
+
+    state = [held, optimizer.state]
+    compiled: Any = mx.compile(step, inputs=state, outputs=state)
+    peak = 0
+    for _ in range(3):
+        gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
+        mx.eval(gradients, state)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        done = compiled(gradients, mx.array(True))
+        del gradients
+        mx.eval(done, state)
+        peak = mx.get_peak_memory() - before
+    weights = sum(map(bytes_of, shapes.values()))
+    always = 2 * weights + sum(array.nbytes for array in optimizer.state_dict().values())
+    expected = KERNELS_OF_UPDATE * weights // len(shapes) + config.update_bytes(shapes)
+    assert always + expected == pytest.approx(always + peak, rel=0.15)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
