@@ -28,7 +28,7 @@ ARRAYS_ALIVE, SHARE_ALIVE = 20, 1.6
 """Statistics of so many matrices are held by what MLX starts ahead, at most this share of all. Measured: 15 to 26, 1.3
 to 1.6, with 7 to 56 matrices of widths 256 to 512."""
 ARRAYS_OF_RENEWAL = 6
-"""Of the size of all bases: what QR gets, one by one and as a stack, its copy by columns, R, Q, and Q in the old order."""
+"""Of the size of all bases: what QR gets, one by one and stacked, its copy by columns, R, Q, Q in the old order."""
 
 
 def sides_of(shape: Sequence[int], max_dim: int) -> dict[str, int]:

@@ -15,6 +15,7 @@ from core.memory_plan import KERNELS_OF_UPDATE
 from optimizers import eigenbasis, soap
 from optimizers.base import Optimizer
 from optimizers.soap import SOAPConfig, sides_of
+from tests.soap_oracle import BETAS, EPS, MATRIX_OF, SHAMPOO_BETA, soap_oracle
 from tests.tiny_run import needs_compiler
 from tests.update_oracles import (
     MORE_SHAPES,
@@ -30,7 +31,7 @@ from tests.update_oracles import (
 )
 from utils.errors import ConfigError
 
-RATE, DECAY, BETAS, SHAMPOO_BETA, EPS = 0.02, 0.1, (0.9, 0.95), 0.8, 1e-8
+RATE, DECAY = 0.02, 0.1
 SHAPES: dict[str, tuple[int, ...]] = {
     "layers.0.square.weight": (8, 8),
     "layers.0.tall.weight": (13, 6),
@@ -38,8 +39,6 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "layers.0.experts.weight": (2, 3, 7),
     "layers.0.convolution.weight": (3, 2, 4, 2),
 }
-MATRIX_OF = {(2, 3, 7): (6, 7), (3, 2, 4, 2): (6, 8)}
-"""What the oracle takes for the matrix of a tensor."""
 
 
 def build(shapes: dict[str, tuple[int, ...]] = SHAPES, **changes: Any) -> Optimizer:
@@ -55,50 +54,6 @@ def train(optimizer: Optimizer, gradients: Sequence[Arrays], parameters: dict[st
         parameters = optimizer.apply_gradients(to_mlx(gradient), parameters)
         optimizer.install(refreshed)
     return parameters
-
-
-def eigenvectors(matrix: np.ndarray, basis: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The new basis by falling eigenvalue, and the order in which it took the old columns (algorithm 4)."""
-    order = np.argsort(-np.einsum("ij,ij->j", basis, matrix @ basis))
-    vectors = np.linalg.eigh(matrix)[1][:, ::-1] if exact else np.linalg.qr((matrix @ basis)[:, order])[0]
-    return vectors, order
-
-
-def soap_oracle(shape: tuple[int, ...], max_dim: int, frequency: int, method: str, started: int = 0) -> Any:
-    """Algorithm 3 as its authors have it: columns by eigenvalue, and the second moment reordered with them."""
-
-    def begin(state: dict[str, Any], matrix: np.ndarray) -> None:
-        state.setdefault("m", np.zeros(matrix.shape))
-        state.setdefault("v", np.zeros(matrix.shape))
-        for side, size in enumerate(matrix.shape):
-            state.setdefault(f"Q{side}", np.eye(size))
-            state.setdefault(f"L{side}", np.zeros((size, size)))
-
-    def step(
-        old: np.ndarray, gradient: np.ndarray, state: dict[str, Any], number: int, rate: float, decay: float
-    ) -> Any:
-        matrix = gradient.reshape(MATRIX_OF.get(shape, shape))
-        begin(state, matrix)
-        done, number = number - 1 + started, number + started
-        waiting = {}
-        if done == 1 or done and done % frequency == 0:
-            for side, size in enumerate(matrix.shape):
-                if size <= max_dim:
-                    exact = done == 1 or method == "eigh"
-                    waiting[side] = eigenvectors(state[f"L{side}"], state[f"Q{side}"], exact)
-        left, right = state["Q0"], state["Q1"]
-        state["m"] = BETAS[0] * state["m"] + (1 - BETAS[0]) * matrix
-        state["v"] = BETAS[1] * state["v"] + (1 - BETAS[1]) * (left.T @ matrix @ right) ** 2
-        mean, square = state["m"] / (1 - BETAS[0] ** number), state["v"] / (1 - BETAS[1] ** number)
-        change = left @ ((left.T @ mean @ right) / (np.sqrt(square) + EPS)) @ right.T
-        for side, product in enumerate((matrix @ matrix.T, matrix.T @ matrix)):
-            state[f"L{side}"] = SHAMPOO_BETA * state[f"L{side}"] + (1 - SHAMPOO_BETA) * product
-        for side, (basis, order) in waiting.items():
-            state[f"Q{side}"] = basis
-            state["v"] = np.take(state["v"], order, axis=side)
-        return old * (1 - rate * decay) - rate * change.reshape(shape)
-
-    return step
 
 
 @pytest.mark.parametrize("method", ["qr", "eigh"])
@@ -381,7 +336,8 @@ def test_a_refresh_beside_a_gpu_holds_all_it_is_made_from(monkeypatch: pytest.Mo
     held = mx.get_active_memory()
     mx.reset_peak_memory()
     mx.eval(optimizer.refresh(10))
-    assert SOAPConfig().refresh_bytes(shapes) == pytest.approx(mx.get_peak_memory() - held, rel=0.15)
+    # Whether the matrices are still there when their stack is made is a matter of time.
+    assert 0.7 < (mx.get_peak_memory() - held) / SOAPConfig().refresh_bytes(shapes) < 1.05
 
 
 def test_matrices_of_the_layers_by_default_and_globs_of_ones_own() -> None:
