@@ -15,9 +15,9 @@ from core.training import main
 from optimizers import OPTIMIZERS
 from optimizers.base import Optimizer
 from optimizers.enhanced_optimizers import LionConfig, SGDConfig
-from optimizers.hybrid_optimizer import HybridConfig
+from optimizers.hybrid_optimizer import HybridConfig, weight_bytes
 from optimizers.schedules import Timeline
-from tests.tiny_run import assert_same_run, interrupt_after, metric_rows, quiet_train, tiny_config
+from tests.tiny_run import assert_same_run, interrupt_after, metric_rows, needs_compiler, quiet_train, tiny_config
 from utils.errors import ConfigError, exit_code_of
 
 ROOT = Path(__file__).parents[1]
@@ -266,13 +266,45 @@ def test_bad_values_to_hand_down_are_refused_once() -> None:
         assert caught.value.error_count() == 1
 
 
-def test_bytes_are_those_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_compiler
+@pytest.mark.parametrize(("first", "second"), [("lion", "lion"), ("lion", "sgd")])
+def test_an_update_holds_the_bytes_that_are_promised(first: str, second: str) -> None:
+    size, num_layers = 256, 20
+    shapes = {f"layers.{index}.{part}.weight": (size, size) for index in range(num_layers) for part in "ab"}
+    config = hybrid(group("*.a.*", first), group("*.b.*", second))
+    built = config.build({name: mx.zeros(shape) for name, shape in shapes.items()})
+    held = {"weights": {name: mx.zeros(shape) for name, shape in shapes.items()}}
+    state = [held, built.state]
+
+    def step(gradients: dict[str, mx.array], applies: mx.array) -> mx.array:
+        held["weights"] = built.apply_gradients(gradients, held["weights"], applies)
+        return applies
+
+    compiled: Any = mx.compile(step, inputs=state, outputs=state)
+    for _ in range(2):
+        gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
+        mx.eval(gradients, state)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        done = compiled(gradients, mx.array(True))
+        del gradients
+        mx.eval(done, state)
+    assert mx.get_peak_memory() - before == pytest.approx(config.update_bytes(shapes), abs=0.05 * before)
+
+
+def test_one_group_works_while_the_others_hold_no_more_than_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = weight_bytes({name: shape for name, shape in SHAPES.items() if "layers." in name})
+    rest = weight_bytes(SHAPES) - layers
+    for first, second, wanted in [(0, 0, 0), (9, 5, 14), (9 * layers, 8, 9 * layers + 8), (9000, 8000, 9000 + rest)]:
+        monkeypatch.setattr(SGDConfig, "update_bytes", lambda self, shapes, result=first: result)
+        monkeypatch.setattr(LionConfig, "update_bytes", lambda self, shapes, result=second: result)
+        assert hybrid(group("*layers.*", "sgd"), group("*", "lion")).update_bytes(SHAPES) == wanted
+
+
+def test_all_groups_may_refresh_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, factor in ((SGDConfig, 3), (LionConfig, 5)):
-        for method in ("update_bytes", "refresh_bytes"):
-            monkeypatch.setattr(kind, method, lambda self, shapes, factor=factor: factor * len(shapes))
-    config = hybrid(group("*layers.*", "sgd"), group("*", "lion"))
-    assert config.refresh_bytes(SHAPES) == 8 * 3 + 3 * 5
-    assert config.update_bytes(SHAPES) == 24
+        monkeypatch.setattr(kind, "refresh_bytes", lambda self, shapes, factor=factor: factor * len(shapes))
+    assert hybrid(group("*layers.*", "sgd"), group("*", "lion")).refresh_bytes(SHAPES) == 8 * 3 + 3 * 5
 
 
 def test_the_editor_schema_offers_groups_and_ends() -> None:
