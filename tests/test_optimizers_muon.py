@@ -377,3 +377,38 @@ def test_the_adamw_part_has_a_rate_of_its_own_or_one_that_moves_elements_as_far(
     original = rates(learning_rate=0.02, update_scale="original")
     assert original == {"muon": 0.02, "adamw": pytest.approx(0.02 * 5 / 40**0.5)}
     assert rates(adamw_learning_rate=3e-4)["adamw"] == 3e-4
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "num_stacks", "settings"),
+    [
+        ((192, 192), 1, {}),
+        ((192, 192), 2, {}),
+        ((192, 192), 6, {}),
+        ((192, 192), 6, {"normuon": True, "cautious_decay": True}),
+        ((384, 96), 1, {}),
+        ((96, 384), 2, {}),
+        ((96, 256), 6, {}),
+        ((96, 256), 1, {"ns_steps": 3}),
+    ],
+)
+def test_the_bytes_of_an_update_are_counted(
+    shape: tuple[int, int], num_stacks: int, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MuonConfig(**settings)
+    held = newton_schulz_module.numbers_held(shape, config.ns_steps)
+    monkeypatch.setattr(newton_schulz_module, "LARGEST_STACK", 12 // num_stacks * held)
+    shapes = {f"layers.{index}.weight": shape for index in range(12)}
+    weights, gradients = ({name: mx.random.normal(shape) for name, shape in shapes.items()} for _ in range(2))
+    optimizer = config.build(weights)
+    step = mx.compile(optimizer.apply_gradients, inputs=[optimizer.state], outputs=[optimizer.state])
+    peak = counted = 0
+    for _ in range(2):
+        mx.eval(weights, gradients, optimizer.state)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        weights = step(gradients, weights)
+        mx.eval(weights, optimizer.state)
+        peak, counted = mx.get_peak_memory(), before + config.update_bytes(shapes)
+    assert 0.85 < counted / peak < 1.15, (counted, peak)
