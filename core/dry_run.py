@@ -1,13 +1,15 @@
-"""`--dry-run`: check everything that can be checked and print the plan, allocating nothing.
+"""`--dry-run`: check everything that can be checked and print the plan, allocating nothing; draw the schedule if asked.
 
 Models are counted by formula; MLX is lazy, so parameters and optimizer state are described but never made. Data or a
 tokenizer that is not there yet is a warning here, because a config is often checked before its corpus is downloaded.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from core.assembly import complete_model_config, count_optimizer_bytes, kernel_warnings
@@ -17,12 +19,23 @@ from core.plan import Plan, chosen_step, disk_warning, make_plan, rows
 from core.precision import precision_warning, resolve_precision
 from core.progress import show_rows
 from core.run import run_folder
+from optimizers.base import Group
+from optimizers.schedules import ScheduleConfig, Timeline
 from utils.cli import warn
 from utils.errors import ConfigError
 
+MAX_POINTS = 4000
+NO_PICTURE = (
+    "the steps of an epoch are known once the data is prepared, so the schedule cannot be drawn yet; "
+    "give training.duration in steps or tokens, for example training.duration='2000 steps'"
+)
 
-def dry_run(config: Config) -> int:
-    """Print the plan of `config`; 0. Raises ConfigError for what cannot work on any machine."""
+
+def dry_run(config: Config, picture: Path | None = None) -> int:
+    """Print the plan of `config`; 0. `picture`: a PNG to draw its learning rates into.
+
+    Raises ConfigError for what cannot work on any machine.
+    """
     warnings = [*config.data.find_problems()]
     if config.init_from is not None and not Path(config.init_from).is_dir():
         warnings.append(f"init_from: there is no folder {config.init_from}")
@@ -50,7 +63,8 @@ def dry_run(config: Config) -> int:
         must_fit=config.training.memory_limit is not None,
     )
     vocabulary = [("vocabulary", f"{model_config.vocab_size:,} ({num_tokens:,} of the tokenizer)")]
-    print(f"plan of {run_folder(config)} (dry run: nothing is allocated or written)")
+    written = "nothing is allocated or written" if picture is None else f"nothing is allocated, only {picture} written"
+    print(f"plan of {run_folder(config)} (dry run: {written})")
     print(show_rows([*vocabulary, *rows(plan, Path(config.out_dir))]))
     slow = precision_warning(config.training.precision, precision)
     if plan.memory.peak > plan.memory_limit:
@@ -59,7 +73,40 @@ def dry_run(config: Config) -> int:
     for line in (*warnings, slow, disk_warning(plan, Path(config.out_dir))):
         if line:
             warn(line)
+    if picture is not None:
+        if counts_epochs:
+            raise ConfigError(f"--plot-schedule: {NO_PICTURE}")
+        draw_schedule(config, plan, parameters, picture)
     return 0
+
+
+def draw_schedule(config: Config, plan: Plan, parameters: dict[str, mx.array], path: Path) -> None:
+    """Draw the learning rate of every group over the run, and say where. Raises ConfigError where it cannot write."""
+    from utils.plotting import plot_learning_rates  # Every training imports this file, and matplotlib takes its time.
+
+    groups = config.optimizer.groups({name: array.shape for name, array in parameters.items()})
+    steps = spread(plan.total_steps, MAX_POINTS)
+    rates = learning_rates(groups, config.schedule, plan.timeline, steps)
+    try:
+        plot_learning_rates(rates, [step + 1 for step in steps], path, plan.tokens_per_step, plan.warmup_steps)
+    except OSError as error:
+        raise ConfigError(f"--plot-schedule: cannot write {path}: {error.strerror}") from error
+    print(f"wrote {path}")
+
+
+def learning_rates(
+    groups: Iterable[Group], schedule: ScheduleConfig, timeline: Timeline, steps: Sequence[int]
+) -> dict[str, list[float]]:
+    """Learning rate of each group, by name, at each of `steps` (from 0): what `Optimizer.follow` sets."""
+    return {
+        group.name: [group.learning_rate * (group.schedule or schedule).multiplier(step, timeline) for step in steps]
+        for group in groups
+    }
+
+
+def spread(total_steps: int, most: int) -> list[int]:
+    """At most so many of the updates of a run (from 0), evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, total_steps - 1, min(total_steps, most)).round().astype(int)).tolist()
 
 
 def too_large(config: Config, model_config: Any, plan: Plan) -> str:

@@ -303,10 +303,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue an existing run from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan; train nothing")
+    parser.add_argument("--plot-schedule", type=Path, metavar="PNG", help="with --dry-run: draw the learning rates")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file")
     namespace = parser.parse_intermixed_args(arguments)
     if namespace.resume and namespace.overwrite:
         parser.error("--resume and --overwrite exclude each other")
+    if namespace.plot_schedule and not namespace.dry_run:
+        parser.error("--plot-schedule goes with --dry-run: add it, or draw a run with tools/plot-logs.py")
+    if namespace.plot_schedule and namespace.plot_schedule.suffix.lower() != ".png":
+        parser.error(f"--plot-schedule writes a PNG: expected a name that ends in .png, got {namespace.plot_schedule}")
     return namespace
 
 
@@ -318,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for note in loaded.notes:
         print(f"note: {note}", flush=True)
     if options.dry_run:
-        return dry_run(config)
+        return dry_run(config, options.plot_schedule)
     overwrite = options.overwrite or (loaded.overwrite and not options.resume)
     result = train(config, resume=options.resume, overwrite=overwrite)
     if result.exit_code and result.is_main:

@@ -8,11 +8,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from core.assembly import build_parts, count_optimizer_bytes
-from core.dry_run import dry_run
+from core.config import to_yaml
+from core.dry_run import dry_run, learning_rates, spread
 from core.run import run_folder
 from core.training import main
 from distributed.group import SingleConfig
 from optimizers import OPTIMIZERS
+from optimizers.schedules import Timeline
 from tests.tiny_run import tiny_config
 from utils.cli import exit_code_of
 from utils.errors import ConfigError
@@ -139,3 +141,71 @@ def test_documents_kept_apart_by_the_objective_miss_the_fused_kernel_on_metal(
     for masks in (False, True):
         dry_run(tiny_config(tmp_path, objective={"document_mask": masks}, model={"head_dim": 64}))
         assert ("documents and windows have no fused attention on Metal" in capsys.readouterr().err) == masks
+
+
+HYBRID = {
+    "type": "hybrid",
+    "groups": [
+        {"match": ["*layers.*"], "optimizer": {"type": "muon"}, "schedule": {"type": "one_cycle"}},
+        {"match": ["*"], "optimizer": {"type": "lion"}},
+    ],
+}
+
+
+@pytest.mark.parametrize("optimizer", [*({"type": row} for row in OPTIMIZERS), HYBRID])
+def test_learning_rates_are_those_the_loop_will_set(tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    config = tiny_config(tmp_path, optimizer={"learning_rate": 1e-3, **optimizer})
+    parameters = {f"model.layers.0.{name}.weight": mx.zeros((4, 6)) for name in "ab"} | {"norm.weight": mx.zeros((4,))}
+    groups = config.optimizer.groups({name: array.shape for name, array in parameters.items()})
+    built, timeline = config.optimizer.build(parameters), Timeline(9, 256)
+    rates = learning_rates(groups, config.schedule, timeline, range(9))
+    for step in range(9):
+        assert {name: values[step] for name, values in rates.items()} == built.follow(config.schedule, step, timeline)
+
+
+@pytest.mark.parametrize(("total", "most"), [(1, 9), (2, 9), (9, 9), (10, 9), (1_000_000, 4000)])
+def test_points_are_spread_over_the_run_with_both_ends(total: int, most: int) -> None:
+    steps = spread(total, most)
+    assert (steps[0], steps[-1], len(steps)) == (0, total - 1, min(total, most))
+    gaps = {other - one for one, other in zip(steps, steps[1:], strict=False)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def run_command(folder: Path, *arguments: str, **sections: Any) -> int:
+    path = folder / "config.yaml"
+    path.write_text(to_yaml(tiny_config(folder, **sections)))
+    try:
+        return exit_code_of(lambda: main(["--config", str(path), *arguments]))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_the_schedule_is_drawn_and_nothing_else_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(tmp_path, "--dry-run") == 0
+    before = sorted(tmp_path.rglob("*"))
+    picture = tmp_path / "schedule.png"
+    assert run_command(tmp_path, "--dry-run", "--plot-schedule", str(picture), optimizer=HYBRID) == 0
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, picture])
+    printed = capsys.readouterr().out
+    assert f"only {picture} written" in printed
+    assert printed.endswith(f"wrote {picture}\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plot-schedule", "x.png"], "--plot-schedule goes with --dry-run"),
+        (["--plot-schedule", "x.pdf", "--dry-run"], "a name that ends in .png, got x.pdf"),
+        (["--plot-schedule", "{}/config.yaml/x.png", "--dry-run"], "cannot write {}/config.yaml/x.png"),
+        (["--plot-schedule", "{}/x.png", "--dry-run", "training.duration=3 epochs"], "the steps of an epoch are known"),
+    ],
+)
+def test_a_schedule_that_cannot_be_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run_command(tmp_path, *(argument.format(tmp_path) for argument in arguments)) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert words.format(tmp_path) in error
+    assert not list(tmp_path.rglob("*.png"))

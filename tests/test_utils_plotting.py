@@ -9,7 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from utils.metrics import Row
-from utils.plotting import PANELS, average, draw_panel, plot_runs, run_style
+from utils.plotting import (
+    PANELS,
+    average,
+    draw_learning_rates,
+    draw_panel,
+    plot_learning_rates,
+    plot_runs,
+    run_style,
+)
 
 
 def make_rows(num_steps: int, loss: float = 2.0) -> list[Row]:
@@ -75,3 +83,31 @@ def test_the_file_is_a_picture_with_every_run_in_it(tmp_path: Path, num_steps: i
 
 def test_styles_tell_24_runs_apart() -> None:
     assert len({run_style(index) for index in range(24)}) == 24
+
+
+def test_groups_with_one_learning_rate_share_a_line() -> None:
+    axes = Figure().subplots()
+    draw_learning_rates(axes, {"a": [0.1, 0.3], "b": [0.2, 0.1], "c": [0.1, 0.3]}, [1, 2])
+    assert [line.get_label() for line in axes.lines] == ["a, c: at most 0.3", "b: at most 0.2"]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.1, 0.3], [0.2, 0.1]]  # pyright: ignore
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2]] * 2  # pyright: ignore
+    assert (axes.get_yscale(), axes.get_ylim()[0]) == ("linear", 0)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("updates", "learning rate")
+
+
+def test_rates_far_apart_are_on_a_logarithmic_axis_that_zero_does_not_break() -> None:
+    axes = Figure().subplots()
+    draw_learning_rates(axes, {"a": [0.1, 0.0], "b": [1e-4, 1e-5], "c": [0.0, 0.0]}, [1, 2])
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylim() == pytest.approx((1e-6, 0.15))
+
+
+@pytest.mark.parametrize(("updates", "warmup"), [([1], 0), ([1, 2, 3], 2), (list(range(1, 400)), 40)])
+def test_planned_learning_rates_are_a_picture(tmp_path: Path, updates: list[int], warmup: int) -> None:
+    path = tmp_path / "plots" / "schedule.png"
+    plot_learning_rates({"a": [0.1] * len(updates), "b": [0.0] * len(updates)}, updates, path, 512, warmup)
+    picture = imread(path)
+    assert picture.shape[0] > 600
+    assert picture.shape[1] > 1000
+    shaded = np.isclose(picture[300, :, :3], 237 / 255, atol=0.02).all(axis=1).sum()
+    assert (shaded > 30) == (warmup > 1)

@@ -1,4 +1,4 @@
-"""One picture of one or more runs: loss, bits per byte, learning rate and speed over the tokens seen.
+"""Pictures: loss, bits per byte, learning rate and speed of one or more runs, and the learning rates of a planned one.
 
 Tokens are the axis because runs of different batch sizes meet there. A noisy figure is drawn twice: raw and faint, and
 as a centred average, which unlike a running one does not lag behind. Losses are on a logarithmic scale, so that the
@@ -8,6 +8,7 @@ needed. To add a panel, add a row to `PANELS`.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,8 @@ MARK: dict[str, Any] = {"marker": "o", "markersize": 4.5, "markeredgecolor": "wh
 LARGEST_HALF_WIDTH = 25
 PLAIN_NUMBER = FuncFormatter(lambda value, _: f"{value:.3g}")
 COUNT = FuncFormatter(lambda value, _: format_count(round(value)))
+LARGEST_RATIO = 20.0
+"""Of the largest rates of two groups that can be read on one linear axis."""
 
 
 class Panel(NamedTuple):
@@ -61,6 +64,51 @@ def plot_runs(runs: Mapping[str, Sequence[Row]], path: str | Path) -> None:
     add_legend(figure, list(runs))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
+
+
+def plot_learning_rates(
+    rates: Mapping[str, Sequence[float]], updates: Sequence[int], path: str | Path, tokens_per_update: int, warmup: int
+) -> None:
+    """Draw the learning rate of each group at `updates` (from 1) into one PNG; `warmup` updates are shaded."""
+    figure = Figure(figsize=(10, 5.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    draw_learning_rates(axes, rates, updates)
+    if warmup > 1:
+        axes.axvspan(0, warmup, color="gray", alpha=0.12, linewidth=0, label=f"warm-up: {warmup:,} updates")
+    axes.set_xlim(0, max(updates[-1], 2))
+    to_tokens, to_updates = partial(np.multiply, tokens_per_update), partial(np.multiply, 1 / tokens_per_update)
+    tokens = axes.secondary_xaxis("top", functions=(to_tokens, to_updates))
+    tokens.set_xlabel("tokens")
+    for axis in (axes.xaxis, tokens.xaxis):
+        axis.set_major_formatter(COUNT)
+        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+
+
+def draw_learning_rates(axes: Axes, rates: Mapping[str, Sequence[float]], updates: Sequence[int]) -> None:
+    """One line for each different curve, named after the groups that share it."""
+    names: dict[tuple[float, ...], list[str]] = {}
+    for name, values in rates.items():
+        names.setdefault(tuple(values), []).append(name)
+    for index, (values, sharing) in enumerate(names.items()):
+        color, line_style = run_style(index)
+        label = f"{', '.join(sharing)}: at most {max(values):.3g}"
+        marker = "o" * (len(updates) == 1)
+        axes.plot(updates, values, color=color, linestyle=line_style, linewidth=1.8, marker=marker, label=label)
+    peaks = [max(values) for values in names if max(values) > 0]
+    axes.set_xlabel("updates")
+    axes.set_ylabel("learning rate")
+    axes.grid(alpha=0.25)
+    axes.spines["right"].set_visible(False)
+    axes.yaxis.set_major_formatter(PLAIN_NUMBER)
+    if peaks and max(peaks) > LARGEST_RATIO * min(peaks):
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(min(peaks) / 100, max(peaks) * 1.5)
+        axes.yaxis.set_major_formatter(PLAIN_NUMBER)
+    else:
+        axes.set_ylim(0, 1.05 * max(peaks, default=1.0))
 
 
 def draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Sequence[Row]]) -> None:
