@@ -151,9 +151,9 @@ class ShampooConfig(OptimizerConfig):
     without a gradient so far, the grafting method trains alone (`none`: the mean of the gradients).
     """
     preconditioner_epsilon: float = Field(default=1e-5, ge=1e-12, le=1)
-    """Ridge: this share of a block's Frobenius norm is added to all eigenvalues before the root. 1e-5 is the smallest
-    with which float32 roots are right to 1e-3 whatever the rank (3e-3 with 1e-6). A block that needs a larger one gets
-    it, counted in `num_damped`.
+    """Ridge: this share of a block's Frobenius norm is added to all eigenvalues before the root. With 1e-5 fourth
+    roots in float32 are right to 1e-3 whatever the rank, with 1e-6 to 5e-3. A block that needs a larger one gets it,
+    counted in `num_damped`.
     """
     exponent_override: float | None = Field(default=None, gt=0, le=1)
     """The power e in L^(-e/2) m R^(-e/2); null: 0.5, which makes the fourth roots of Gupta et al., whose direction does

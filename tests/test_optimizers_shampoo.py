@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from optimizers import inverse_root as inverse_root_module
+from optimizers import shampoo as shampoo_module
 from optimizers.base import Optimizer
 from optimizers.enhanced_optimizers import AdamWConfig
+from optimizers.inverse_root import LARGEST_STACK
 from optimizers.shampoo import ShampooConfig
 from tests.tiny_run import needs_compiler
 from utils.errors import ConfigError
@@ -273,6 +276,19 @@ def test_a_statistic_of_nan_leaves_the_root_of_before() -> None:
     assert {key for key in moments if key.startswith("num_")} == {"num_damped"}
 
 
+def test_every_block_that_failed_counts() -> None:
+    optimizer = build(block_size=4)
+    train(optimizer, [draw(seed) for seed in range(1, 4)], to_mlx(draw(0)))
+    moments = optimizer.state["parameters"][NAME]
+    old_root = moments["left_root"]
+    moments["left"] = moments["left"] * mx.array([1.0, -1.0, 2.0, -1.0])[:, None, None]
+    optimizer.install(optimizer.refresh(2))
+    assert moments["num_damped"].item() == 2
+    changed = mx.any(moments["left_root"] != old_root, axis=(1, 2))
+    assert changed.tolist() == [True, False, True, False]
+    np.testing.assert_allclose(np.array(moments["left_ridge"]), [1e-5, 1e-3, 1e-5, 1e-3], rtol=1e-5)
+
+
 def owners(**settings: Any) -> dict[str, str]:
     optimizer = build(SHAPES | REST, **settings)
     return {name: group.name for group in optimizer.groups for name in group.decay}
@@ -330,14 +346,18 @@ def test_an_exponent_must_be_a_fraction_and_the_nearest_is_named() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("shapes", "size"),
+    ("shapes", "size", "stack"),
     [
-        ({"layers.0.up": (1408, 256), "layers.0.down": (256, 1408), "layers.0.o": (256, 256)}, 128),
-        ({f"layers.{index}.o": (512, 512) for index in range(6)}, 128),
-        ({"layers.0.o": (1024, 1024)}, 128),
+        ({"layers.0.up": (1408, 256), "layers.0.down": (256, 1408), "layers.0.o": (256, 256)}, 128, LARGEST_STACK),
+        ({f"layers.{index}.o": (512, 512) for index in range(6)}, 128, 2**16),
+        ({"layers.0.o": (1024, 1024)}, 128, LARGEST_STACK),
     ],
 )
-def test_the_memory_that_is_planned_for(shapes: dict[str, tuple[int, ...]], size: int) -> None:
+def test_the_memory_that_is_planned_for(
+    shapes: dict[str, tuple[int, ...]], size: int, stack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inverse_root_module, "LARGEST_STACK", stack)
+    monkeypatch.setattr(shampoo_module, "LARGEST_STACK", stack)
     config = ShampooConfig(block_size=size)
     parameters = {name: mx.ones(shape) for name, shape in shapes.items()}
     gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
@@ -347,6 +367,8 @@ def test_the_memory_that_is_planned_for(shapes: dict[str, tuple[int, ...]], size
     held = sum(array.nbytes for array in (*parameters.values(), *gradients.values(), *optimizer.state_dict().values()))
     # What the plan adds for any optimizer: 21 arrays of a usual parameter, at most all of them.
     ahead = sum(array.nbytes for array in gradients.values()) * min(1.0, 21 / len(shapes))
+    roots = sum(array.nbytes for name, array in optimizer.state_dict().items() if name.endswith("_root"))
+    assert config.refresh_bytes(shapes) > 2 * roots  # New ones, and statistics that the update cannot write over.
     for updates in (0, 0, config.start_preconditioning_step):
         mx.reset_peak_memory()
         refreshed = optimizer.refresh(updates)
