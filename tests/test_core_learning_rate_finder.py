@@ -57,7 +57,7 @@ def test_every_optimizer_is_searched_and_left_as_it_was(tmp_path: Path, row: str
         tmp_path, optimizer={"type": row, "learning_rate": 1e-3}, training={"weight_ema": 0.9, "micro_batch_size": 4}
     )
     parts = parts_of(config)
-    mx.random.seed(7)
+    mx.random.seed(7 << 32 | 5)  # Both halves of a key count.
     before = everything(parts)
     seen: list[float] = []
     curve = find(parts, GROUP, config, TRIED, lambda step, loss: seen.append(loss))
