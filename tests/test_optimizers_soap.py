@@ -145,6 +145,17 @@ def test_with_identities_as_bases_it_is_adamw(changes: dict[str, int]) -> None:
     assert_close(to_numpy(ours), to_numpy(theirs), 1e-6)
 
 
+def test_the_statistics_decay_as_the_second_moment_unless_told_otherwise() -> None:
+    gradients = [draw(seed, SHAPES) for seed in range(1, 7)]
+    default, same, other = (
+        to_numpy(train(build(precondition_frequency=2, shampoo_beta=beta), gradients, to_mlx(draw(0, SHAPES))))
+        for beta in (None, BETAS[1], BETAS[0])
+    )
+    for name in SHAPES:
+        np.testing.assert_array_equal(default[name], same[name])
+        assert (default[name] != other[name]).any()
+
+
 def test_the_first_two_updates_know_no_basis_and_the_third_does() -> None:
     shapes = {"layers.0.weight": (6, 6)}
     optimizer = build(shapes)
