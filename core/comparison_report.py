@@ -80,7 +80,7 @@ def row(summary: Summary, cost: Cost | None) -> list[str]:
     return [
         summary.name,
         f"{summary.learning_rate:g} ({len(rates)} of {min(rates):g} to {max(rates):g}{where})",
-        f"{summary.mean:.4f} ± {summary.spread:.4f}",
+        f"{summary.mean:.4f} \u00b1 {summary.spread:.4f}",
         f"{summary.bits_per_byte:.3f}",
         reached,
         *times,
@@ -135,7 +135,7 @@ def about(settings: Settings, machine: str) -> str:
         f"{config.data.sequence_length} tokens, schedule {config.schedule.type}; {settings.num_trials} learning rates "
         f"for each optimizer, neighbours {settings.factor:g}x apart, judged with seed {settings.seeds[0]}; the best "
         f"one with seeds {', '.join(map(str, settings.seeds))}. Losses in nats per token on the held-out text, "
-        "± the standard deviation over the seeds. *Tokens to baseline*: share of the baseline's tokens after which its "
+        "\u00b1 the standard deviation over the seeds. *Tokens to baseline*: share of the baseline's tokens after which its "
         f"final loss of the same seed was reached, read off the curve, on a schedule made for all of them. {machine}"
     )
 

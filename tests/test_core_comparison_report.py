@@ -33,7 +33,7 @@ def test_a_row_is_the_summary() -> None:
     assert cells == [
         "other",
         "0.01 (3 of 0.005 to 0.02)",
-        "3.0000 ± 0.2000",
+        "3.0000 \u00b1 0.2000",
         "1.400",
         "0.62x",
         "250 ms",
