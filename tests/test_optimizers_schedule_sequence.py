@@ -54,11 +54,13 @@ def test_a_sequence_is_its_schedules_one_after_another(
 def test_lengths_inside_a_part_are_the_parts() -> None:
     timeline = Timeline(total_steps=100, tokens_per_step=10, num_params=50, rows_per_epoch=20, batch_size=2)
     warm = {"type": "constant", "warmup": "10 %"}
-    whole = sequence((0, LINE), ("400 tokens", warm), ("14 tokens_per_param", warm), ("8 epochs", warm), ("90 %", warm))
+    slow = {"type": "constant", "warmup": "40 tokens"}
+    whole = sequence((0, LINE), ("400 tokens", warm), ("14 tokens_per_param", warm), ("8 epochs", slow), ("90 %", warm))
     values = [whole.multiplier(step, timeline) for step in range(100)]
     assert values[:40] == [1 - step / 39 for step in range(40)]
     assert values[40:45] == [1 / 3, 2 / 3, 1, 1, 1]
-    assert values[70:72] == values[80:82] == values[90:92] == [1, 1]
+    assert values[70:72] == values[90:92] == [1, 1]
+    assert values[80:85] == [0.25, 0.5, 0.75, 1, 1]
 
 
 def test_the_warm_up_of_a_run_is_the_first_parts() -> None:
