@@ -34,7 +34,7 @@ UPDATE_ARRAYS, UPDATE_SHARE = 36, 12
 """Arrays of the largest matrix's size among the kernels of an update that are alive at once, if there are so many."""
 ROOT_ARRAYS = 22
 """Arrays of a stack's size among the last kernels of a refresh. Measured: 18 to 35."""
-STRONGER, WEAKER = 100.0, 0.1
+STRONGER, WEAKER = 100.0, 0.5
 """What multiplies the ridge of a block whose root failed, and of one whose root did not."""
 TINY = 1e-30
 
