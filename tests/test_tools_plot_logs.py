@@ -18,12 +18,12 @@ def plot_logs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def make_run(folder: Path, num_rows: int = 3, **figures: float) -> Path:
+def make_run(folder: Path, num_rows: int = 3, figures: dict[str, float] | None = None) -> Path:
     """A run folder with nothing but metrics, `figures` in each row."""
     folder.mkdir(parents=True)
     writer = MetricsWriter(folder / "metrics.jsonl")
     for step in range(1, num_rows + 1):
-        writer.write({"step": step, "tokens": step * 10, "time": 1.0, "train/loss": 3.0 / step, **figures})
+        writer.write({"step": step, "tokens": step * 10, "time": 1.0, "train/loss": 3.0 / step, **(figures or {})})
     writer.close()
     return folder
 
@@ -39,7 +39,7 @@ def test_one_run_goes_into_its_plots_and_several_into_the_first(tmp_path: Path) 
 
 def test_a_run_that_logged_its_layers_gets_a_second_picture(tmp_path: Path) -> None:
     layers = {"layers/grad_norm/model.norm": 1.0, "layers/update_ratio/model.norm": 0.1}
-    run, other = make_run(tmp_path / "run", **layers), make_run(tmp_path / "other", **layers)
+    run, other = make_run(tmp_path / "run", figures=layers), make_run(tmp_path / "other", figures=layers)
     assert plot_logs(run).stdout == f"wrote {run}/plots/training.png\nwrote {run}/plots/layers.png\n"
     assert plot_logs(run, "--out", tmp_path / "x.png").stdout.endswith(f"wrote {tmp_path}/x-layers.png\n")
     assert plot_logs(run, other).stdout == f"wrote {run}/plots/comparison.png\n"
