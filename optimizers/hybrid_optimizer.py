@@ -6,11 +6,9 @@ origin side by side. Globs that match nothing and parameters that nothing matche
 something trains otherwise than it reads. To change who gets a parameter, edit `owners`.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import mlx.core as mx
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from optimizers.base import NO_DECAY, Group, OptimizerConfig, Shapes, check_globs, matches, shortened
@@ -162,24 +160,12 @@ class HybridConfig(OptimizerConfig):
         return own + [schedule for member in self.members for schedule in member.optimizer.schedules()]
 
     def update_bytes(self, shapes: Shapes) -> int:
-        """As the base class says: one group's working memory, and what the others made and have not yet used.
-
-        That is their directions at most, as large as their weights: two Muons iterate one after the other, but a Lion
-        beside a Muon, or two of them, add up (measured).
-        """
-        parts = list(self.parts(shapes))
-        own = [part.optimizer.update_bytes(part.shapes) for part in parts]
-        left = [min(bytes_, weight_bytes(part.shapes)) for bytes_, part in zip(own, parts, strict=True)]
-        return sum(left) + max(most - least for most, least in zip(own, left, strict=True))
+        """As the base class says; nothing orders the groups, and measured, what each holds adds up."""
+        return sum(part.optimizer.update_bytes(part.shapes) for part in self.parts(shapes))
 
     def refresh_bytes(self, shapes: Shapes) -> int:
         """As the base class says; all groups may refresh at once."""
         return sum(part.optimizer.refresh_bytes(part.shapes) for part in self.parts(shapes))
-
-
-def weight_bytes(shapes: Shapes) -> int:
-    """Bytes of float32 parameters of these shapes."""
-    return mx.float32.size * sum(math.prod(shape) for shape in shapes.values())
 
 
 def any_match(glob: str, names: Iterable[str]) -> bool:
