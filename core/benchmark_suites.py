@@ -29,7 +29,8 @@ from utils.memory import memory_limit
 from utils.schema import OneOf
 from utils.yaml_file import write_yaml
 
-WORKERS = Path(__file__).resolve().parent.parent / "tools" / "benchmark_workers"
+REPOSITORY = Path(__file__).resolve().parent.parent
+WORKERS, CONFIGS = REPOSITORY / "tools" / "benchmark_workers", REPOSITORY / "configs"
 OFF = ("objective.chunk_size=null", "training.activation_checkpointing=none")
 ON = ("objective.chunk_size=128", "training.activation_checkpointing=all")
 
@@ -64,6 +65,9 @@ SHAPES = {
 }
 """tiny is for tests; 34m the comparison with mlx-lm; the others are for a GPU."""
 
+LLAMA, GPT2 = "newton-schulz/llama", "newton-schulz/GPT-2"
+WHOLE = "a step with adamw"
+MLX_MUON, ALL_STEP = "mlx.optimizers.Muon", "share/updates beside a step of 16,384 tokens"
 ATTENTION, WINDOW, LOSS = "attention/causal 2048", "attention/window 256 of 4096", "loss/head and loss"
 MEMORY, STEP = "memory/checkpointing", "step/one step"
 PEER = "mlx-lm + OpenBLAS" if needs_openblas() else "mlx-lm"
@@ -85,6 +89,10 @@ BARS = (
     Bar("memory planned for ours: off by", STEP, "plan_error", "ours", None, "<=", 0.15),
     Bar("for ours, savers on: off by", STEP, "plan_error", "ours, savers on", None, "<=", 0.15),
     Bar("compiled variants of our step", STEP, "compiled_variants", "ours", None, "<=", 1),
+    Bar("Muon, 12 layers of 768, llama: times faster than MLX's", LLAMA, "seconds", MLX_MUON, "ours", ">=", 1.2),
+    Bar("the same, GPT-2", GPT2, "seconds", MLX_MUON, "ours", ">=", 1.2),
+    Bar("the same, llama: graph nodes of MLX's over ours", LLAMA, "nodes", MLX_MUON, "ours", ">=", 5),
+    Bar("Muon's update beside a step of 16k tokens, 40M model", ALL_STEP, "seconds", "muon", WHOLE, "<=", 0.15),
 )
 
 
@@ -216,6 +224,42 @@ def optimizer_suite(work: Work) -> list[Case]:
     return [Case("optimizer", "update", variants, work.about() | {"precision": "float32"})]
 
 
+def newton_schulz_suite(work: Work) -> list[Case]:
+    """Muon's update of the matrices of twelve layers, ours and MLX's: of a llama, and of a GPT-2."""
+    is_tiny = work.config.name == "tiny"
+    layers, hidden = (2, 24) if is_tiny else (12, 768)
+    cases = []
+    for name, inner, gated in (("llama", hidden * 8 // 3, True), ("GPT-2", 4 * hidden, False)):
+        spec = {"layers": layers, "hidden_size": hidden, "intermediate_size": inner, "gated": gated}
+        variants = tuple(
+            Variant(kind, command_of(WORKERS / "measure_newton_schulz.py", spec | {"kind": kind}))
+            for kind in (MLX_MUON, "ours")
+        )
+        about = {"model": f"{layers} layers of a {name}, {hidden} wide", "precision": "float32"}
+        cases.append(Case("newton-schulz", name, variants, about))
+    return cases
+
+
+def share_suite(work: Work) -> list[Case]:
+    """Every optimizer's update beside a whole step with AdamW: 40M parameters, 16,384 tokens, in micro-batches."""
+    is_tiny = work.config.name == "tiny"
+    path = work.path if is_tiny else CONFIGS / "models" / "model-config-40m.yaml"
+    length = 32 if is_tiny else 1024
+    batch = ["training.batch_size=2"] if is_tiny else ["training.batch_size=16", "training.micro_batch_size=2"]
+    vocab_size = work.config.model.vocab_size if is_tiny else 16384
+    overrides = ["optimizer={type: adamw}", f"model.vocab_size={vocab_size}", *batch, f"data.sequence_length={length}"]
+    config = load(path, overrides)
+    spec = {"config": str(path), "overrides": overrides}
+    step = spec | {"vocab_size": vocab_size, "kind": "ours"}
+    variants = [Variant(WHOLE, command_of(WORKERS / "measure_step.py", step))]
+    variants += [
+        Variant(name, command_of(WORKERS / "measure_optimizer.py", spec | {"optimizer": name})) for name in OPTIMIZERS
+    ]
+    tokens = config.rows_per_batch * length
+    about = {"model": config.name, "parameters": config.model.num_params(), "batch": config.rows_per_batch}
+    return [Case("share", f"updates beside a step of {tokens:,} tokens", tuple(variants), about | {"length": length})]
+
+
 def data_suite(work: Work) -> list[Case]:
     """The loader on a made-up corpus, at two row lengths."""
     is_tiny = work.config.name == "tiny"
@@ -247,6 +291,8 @@ SUITES: dict[str, Callable[[Work], list[Case]]] = {
     "attention": attention_suite,
     "loss": loss_suite,
     "optimizer": optimizer_suite,
+    "newton-schulz": newton_schulz_suite,
+    "share": share_suite,
     "data": data_suite,
     "generate": generate_suite,
 }

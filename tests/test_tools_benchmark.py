@@ -11,6 +11,7 @@ import pytest
 from core import benchmark_suites
 from core.benchmark_suites import BARS, SHAPES, SUITES
 from core.config import Config, build_section
+from optimizers import OPTIMIZERS
 from tests.tool_files import load_tool
 from utils import machine
 from utils.chips import Peak
@@ -158,6 +159,27 @@ def test_mistakes_are_one_error_line(capsys: pytest.CaptureFixture[str], argumen
     assert told.err.startswith("error: ")
     assert message in told.err
     assert told.err.count("\n") == 1
+
+
+def test_the_newton_schulz_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    rows, text = benchmark(capsys, "newton-schulz")
+    check_ok(rows)
+    assert [(row["case"], row["variant"]) for row in rows] == [
+        (case, kind) for case in ("llama", "GPT-2") for kind in ("mlx.optimizers.Muon", "ours")
+    ]
+    for theirs, ours in (rows[:2], rows[2:]):
+        assert theirs["parameters"] == ours["parameters"]
+        assert ours["kernels"] < ours["nodes"] < theirs["nodes"]
+    assert rows[0]["parameters"] == 2 * (4 * 24 * 24 + 3 * 24 * 64)
+    assert "nodes" in text
+
+
+def test_the_share_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    rows, _ = benchmark(capsys, "share")
+    check_ok(rows)
+    assert [row["variant"] for row in rows] == [benchmark_suites.WHOLE, *OPTIMIZERS]
+    by_name = {row["variant"]: row for row in rows}
+    assert by_name["sgd"]["state_bytes"] < by_name["adamw"]["state_bytes"] < by_name["soap"]["state_bytes"]
 
 
 def test_every_bar_names_what_a_suite_measures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

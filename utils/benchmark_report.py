@@ -239,6 +239,8 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Any], str]]] = {
     "cache MB": (("cache_bytes",), megabytes),
     "RSS MB": (("max_rss_growth_bytes",), megabytes),
     "state MB": (("state_bytes",), megabytes),
+    "nodes": (("nodes",), "{:,}".format),
+    "kernels": (("kernels",), "{:,}".format),
     "packed": (("packed_fraction",), "{:.2%}".format),
     "plan off": (("plan_error",), "{:.1%}".format),
     "graphs": (("compiled_variants",), "{}".format),

@@ -79,14 +79,10 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
         weights = step(gradients, weights)
         mx.eval(weights, optimizer.state)
 
-    facts = {
-        "parameters": sum(array.size for array in gradients.values()),
-        "nodes": len(nodes),
-        "kernels": sum(node not in VIEWS for node in nodes),
-        "precision": "float32",
-        "blas": openblas_version(),
-    }
-    return facts, lambda: time_on_mlx(run)
+    counts = {"nodes": len(nodes), "kernels": sum(node not in VIEWS for node in nodes)}
+    parameters = sum(array.size for array in gradients.values())
+    facts = {"parameters": parameters, "precision": "float32", "blas": openblas_version(), **counts}
+    return facts, lambda: time_on_mlx(run) | counts
 
 
 if __name__ == "__main__":
