@@ -135,8 +135,9 @@ def about(settings: Settings, machine: str) -> str:
         f"{config.data.sequence_length} tokens, schedule {config.schedule.type}; {settings.num_trials} learning rates "
         f"for each optimizer, neighbours {settings.factor:g}x apart, judged with seed {settings.seeds[0]}; the best "
         f"one with seeds {', '.join(map(str, settings.seeds))}. Losses in nats per token on the held-out text, "
-        "\u00b1 the standard deviation over the seeds. *Tokens to baseline*: share of the baseline's tokens after which its "
-        f"final loss of the same seed was reached, read off the curve, on a schedule made for all of them. {machine}"
+        "\u00b1 the standard deviation over the seeds. *Tokens to baseline*: share of the baseline's tokens after "
+        "which its final loss of the same seed was reached, read off the curve, on a schedule made for all of them. "
+        f"{machine}"
     )
 
 

@@ -193,10 +193,13 @@ def step_counter(config: Config, num_params: int, rows_per_epoch: int | None) ->
 
 def check_schedules(config: Config, timeline: Timeline, steps_are_known: bool) -> int:
     """Updates of the run's warm-up. Raises ConfigError when a schedule's parts do not fit into the run."""
+    own = [("a group of the optimizer: ", schedule) for schedule in config.optimizer.schedules()]
+    for where, schedule in [("", config.schedule), *own] if steps_are_known else []:
+        try:
+            schedule.multiplier(0, timeline)
+        except ValueError as error:
+            raise ConfigError(f"{where}{error}") from error
     try:
-        if steps_are_known:
-            for schedule in (config.schedule, *config.optimizer.schedules()):
-                schedule.multiplier(0, timeline)
         return config.schedule.warmup_steps(timeline)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -75,7 +75,10 @@ class Refresh(NamedTuple):
     is_due: Callable[[int], bool]
     """Whether it happens after so many updates (1, 2, ...)."""
     moments: Callable[[Mapping[str, Arrays]], dict[str, Arrays]]
-    """All moments by parameter name -> the new ones, lazily; what it leaves out stays as it is."""
+    """All moments by parameter name -> the new ones; what it leaves out stays as it is.
+
+    It starts (`mx.async_eval`) what is to run beside the next update, in few arrays: MLX waits after about a hundred.
+    """
     first: Callable[[Mapping[str, Arrays]], dict[str, Arrays]] | None = None
     """Stands in for `moments` after the very first update, where that is due; None: nothing does."""
 
@@ -232,7 +235,7 @@ class Optimizer(mlx.optimizers.Optimizer):
         return group.learning_rate * schedule
 
     def refresh(self, num_updates: int) -> dict[str, Arrays]:
-        """What is due after so many updates, started and not waited for; for `install`, by parameter name."""
+        """What is due after so many updates, for `install`, by parameter name; nothing is waited for."""
         moments = self._state["parameters"]
         refreshed: dict[str, Arrays] = {}
         for group in self.groups:
@@ -240,7 +243,6 @@ class Optimizer(mlx.optimizers.Optimizer):
                 first = group.refresh.first if num_updates == 1 else None
                 renew = first or group.refresh.moments
                 refreshed |= renew({name: moments[name] for name in group.decay})
-        mx.async_eval(refreshed)
         return refreshed
 
     def install(self, refreshed: Mapping[str, Arrays]) -> None:

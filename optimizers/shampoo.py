@@ -128,6 +128,7 @@ def renewed(moments: Mapping[str, Arrays], power: Fraction, ridge: float) -> dic
         new[f"{side}_root"] = mx.where(converged_N[:, None, None], found.root_NRR, old[f"{side}_root"])
         new[f"{side}_ridge"] = mx.clip(ridge_N * mx.where(converged_N, WEAKER, STRONGER), ridge, 1.0)
         new["num_damped"] = new["num_damped"] + mx.sum(mx.logical_not(converged_N))
+    mx.async_eval(made)
     return made
 
 

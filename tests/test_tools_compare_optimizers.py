@@ -82,3 +82,11 @@ def test_a_file_that_is_no_optimizer_is_told(tmp_path: Path, shared: Path) -> No
     broken.write_text("optimizer: {type: admaw}\n")
     with pytest.raises(ConfigError, match=r"did you mean 'adamw'"):
         tool.main([*command(tmp_path, shared), str(broken)])
+
+
+def test_a_hybrid_whose_groups_state_their_rates_is_refused(tmp_path: Path, shared: Path) -> None:
+    hybrid = tmp_path / "hybrid.yaml"
+    groups = "{match: ['*'], optimizer: {type: adamw, learning_rate: 1e-3}}"
+    hybrid.write_text(f"optimizer: {{type: hybrid, groups: [{groups}]}}\n")
+    with pytest.raises(ConfigError, match=r"hybrid\.yaml: every group states its own learning_rate"):
+        tool.main([*command(tmp_path, shared), str(hybrid)])

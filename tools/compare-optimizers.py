@@ -22,6 +22,7 @@ from core.comparison import Settings, Summary, summarise
 from core.comparison_report import Cost, draw, measure_costs, put_into, read_costs, save_costs, text_of
 from core.comparison_runs import Comparison
 from core.config import load
+from optimizers.hybrid_optimizer import HybridConfig
 from utils.benchmark_report import Plan
 from utils.cli import Parser, run_command
 from utils.errors import ConfigError
@@ -81,9 +82,21 @@ def read_settings(options: argparse.Namespace) -> Settings:
     config = load(options.config)
     for name, path in optimizers.items():
         centers.setdefault(name, load(path).optimizer.learning_rate)
+        if ignores_rate(path, centers[name]):
+            problems.append(
+                f"{path}: every group states its own learning_rate, so a grid of rates would change nothing"
+            )
+    if problems:
+        raise ConfigError(*problems)
     seeds = tuple(config.seed + index for index in range(options.seeds))
     shares = tuple(sorted(options.share))
     return Settings(options.config, optimizers, centers, seeds, options.trials, options.factor, shares)
+
+
+def ignores_rate(path: Path, rate: float) -> bool:
+    """Whether a hybrid's groups all stay as they are when its learning rate is another."""
+    one, other = (load(path, [f"optimizer.learning_rate={value}"]).optimizer for value in (rate, 2 * rate))
+    return isinstance(one, HybridConfig) and isinstance(other, HybridConfig) and one.members == other.members
 
 
 def costs_of(options: argparse.Namespace, settings: Settings, summaries: Sequence[Summary]) -> dict[str, Cost]:
