@@ -1,6 +1,6 @@
 """The one training loop: pre-training, fine-tuning, any objective, any number of ranks.
 
-`python -m core.training --config X.yaml [--resume] [--overwrite] [--dry-run] [section.key=value ...]`
+`python -m core.training --config X.yaml [--resume] [--overwrite] [--dry-run [--plot-schedule PNG]] [section.key=x ...]`
 
 `train` builds the parts, then steps; after each step at most four periodic things happen: log, evaluate, sample,
 checkpoint. The step is one compiled function over explicit state. Its outputs are read two steps late, so that the
