@@ -1,10 +1,11 @@
 """How much memory a training step takes at its peak, from the config alone.
 
-A step has four moments that can be its peak: the loss (all activations and the logits), the gradient of the first
-block that gets one (all activations and what passes there), that of the last one (all gradients), and the optimizer's
-update. The peak is the largest of them, never their sum. Activations come from models/activation_memory.py; the rest
-is here, with the reason beside each count. The test holds it within 15 % of MLX's own counter on a CPU; on GPUs and
-in half precision it is derived, not measured. What to do when it is too much: core/memory_remedies.py.
+A step has moments that can be its peak: what the optimizer makes anew before it, now and then; the loss (all
+activations and the logits); the gradient of the first block that gets one (all activations and what passes there); that
+of the last one (all gradients); the optimizer's update. The peak is the largest of them, never their sum. Activations
+come from models/activation_memory.py; the rest is here, with the reason beside each count. The test holds it within
+15 % of MLX's own counter on a CPU; on GPUs and in half precision it is derived, not measured. What to do when it is too
+much: core/memory_remedies.py.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,6 @@ from core.objectives.denoise import DenoiseConfig
 from core.objectives.linear_cross_entropy import MAX_PIECES, PIECE, auto_chunk_size
 from models.activation_memory import ActivationMemory, Work, activation_memory
 from models.decoder_config import DecoderConfig, parameter_shapes
-from optimizers.enhanced_optimizers import LionConfig
-from optimizers.muon import MuonConfig, stacks
 from utils.chips import this_chip
 from utils.memory import format_bytes, memory_limit
 
@@ -43,7 +42,7 @@ class MemoryEstimate(NamedTuple):
     weights: int
     """Float32 masters, and the copy that half precision computes with."""
     optimizer: int
-    """Its state."""
+    """Its state, and what it makes anew beside the step."""
     ema: int
     """Averaged weights."""
     gradients: int
@@ -120,9 +119,12 @@ def moments(step: Step) -> Iterator[MemoryEstimate]:
     weights = masters + (0 if itemsize == FLOAT32 else masters * itemsize // FLOAT32)
     always = {
         "weights": weights,
-        "optimizer": step.optimizer_bytes,
+        "optimizer": step.optimizer_bytes + refresh_bytes(step, on_its_own=False),
         "ema": masters if step.config.training.weight_ema else 0,
     }
+    renewal = refresh_bytes(step, on_its_own=True)
+    alone = always | {"optimizer": step.optimizer_bytes, "gradients": 0, "activations": 0, "logits": 0}
+    yield MemoryEstimate("in a refresh of the optimizer", **alone, workspace=renewal)
     summed = masters if step.micro_batch_size < step.rows else 0
     blocks = activations_of(step)
     loss = loss_memory(step)
@@ -218,40 +220,27 @@ def logits_alive(logits: int, logits_of_chunk: int) -> float:
 
 
 def update_bytes(step: Step, masters: int) -> int:
-    """What the optimizer makes on top of weights, state and gradients, whose memory it reuses as it goes."""
-    num_arrays = len(shapes_of(step.model_config))
-    ahead = min(masters, KERNELS_OF_UPDATE * masters // num_arrays)
-    optimizer = step.config.optimizer
-    found = ahead
-    if isinstance(optimizer, LionConfig):
-        found = masters  # Its direction and its new momentum both need the old momentum.
-    if isinstance(optimizer, MuonConfig):
-        found = ahead + newton_schulz_bytes(optimizer, shapes_of(step.model_config))
-    return found + (ahead if step.config.training.weight_ema else 0)
+    """What the optimizer makes on top of weights, state and gradients, whose memory it reuses as it goes.
 
-
-def newton_schulz_bytes(optimizer: MuonConfig, shapes: dict[str, tuple[int, ...]]) -> int:
-    """What the iterations of a stack of matrices leave behind: all of them together are fewer than fifty kernels.
-
-    An iteration makes two products of the short side and the next matrices, beside the stack, its square and its
-    scaled copy. A stack of many has its successor's first half alive with it.
+    As much as the weights for a model of one's own, whose parameters are not known one by one.
     """
-    matrices = optimizer.matrix_shapes(shapes)
-    largest, most_stacks = 0, {}
-    for names in stacks(matrices):
-        short, long = sorted(matrices[names[0]])
-        most_stacks[short, long] = most_stacks.get((short, long), 0) + 1
-        stack = FLOAT32 * len(names) * short * long
-        found = round(stack * (3 + optimizer.ns_steps * (1 + 2 * short / long)))
-        largest = max(largest, found if most_stacks[short, long] == 1 else found * 3 // 2)
-    return largest
+    if not isinstance(step.model_config, DecoderConfig):
+        return masters * (2 if step.config.training.weight_ema else 1)
+    shapes = parameter_shapes(step.model_config)
+    ahead = min(masters, KERNELS_OF_UPDATE * masters // len(shapes))
+    return ahead + step.config.optimizer.update_bytes(shapes) + (ahead if step.config.training.weight_ema else 0)
 
 
-def shapes_of(model_config: Any) -> dict[str, tuple[int, ...]]:
-    """Every parameter; one matrix of all of them for a model of one's own."""
-    if isinstance(model_config, DecoderConfig):
-        return parameter_shapes(model_config)
-    return {"parameters": (1, model_config.num_params())}
+def refresh_bytes(step: Step, *, on_its_own: bool) -> int:
+    """What the optimizer makes anew: in its own time, or what a step has beside it. 0 for a model of one's own.
+
+    On a CPU a step waits for it and has the results beside it, on a GPU all of it.
+    """
+    if not isinstance(step.model_config, DecoderConfig):
+        return 0
+    optimizer, shapes = step.config.optimizer, parameter_shapes(step.model_config)
+    waits = step.on_cpu and not on_its_own
+    return optimizer.refresh_bytes(shapes) if waits else optimizer.renewal_bytes(shapes)
 
 
 def choose_micro_batch_size(step: Step, limit: int) -> int:

@@ -171,7 +171,11 @@ class OptimizerConfig(TypedSection):
         return 0
 
     def refresh_bytes(self, shapes: Shapes) -> int:
-        """Bytes that a refresh holds during an update: its results, and the state it read."""
+        """Bytes that a refresh leaves until the update after it has been made: its results."""
+        return 0
+
+    def renewal_bytes(self, shapes: Shapes) -> int:
+        """Most bytes a refresh holds at once while it runs, its results among them."""
         return 0
 
     def decay_of(self, names: Iterable[str]) -> dict[str, float]:

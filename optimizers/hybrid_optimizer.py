@@ -167,6 +167,10 @@ class HybridConfig(OptimizerConfig):
         """As the base class says; all groups may refresh at once."""
         return sum(part.optimizer.refresh_bytes(part.shapes) for part in self.parts(shapes))
 
+    def renewal_bytes(self, shapes: Shapes) -> int:
+        """As the base class says, likewise."""
+        return sum(part.optimizer.renewal_bytes(part.shapes) for part in self.parts(shapes))
+
 
 def any_match(glob: str, names: Iterable[str]) -> bool:
     """Whether a glob matches one of the names."""

@@ -7,6 +7,7 @@ other: a fifth of the kernels of one matrix at a time, and memory for one stack.
 go to AdamW, the config's `matrices`; to add a variant of the rule, `stack_update`.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -207,12 +208,15 @@ class MuonConfig(OptimizerConfig):
         return found
 
     def update_bytes(self, shapes: Shapes) -> int:
-        """What the largest stack leaves behind, and half of the stacks before and after it, issued meanwhile."""
+        """What the largest stack leaves behind, and half of those of its shape before and after it."""
         matrices = self.matrix_shapes(shapes)
         parts = part_shapes(matrices, self.rows_of(matrices))
-        held = [len(names) * numbers_held(parts[names[0]], self.ns_steps) for names in stacks(parts, self.ns_steps)]
-        beside = zip([0, *held], held, [*held[1:], 0], strict=False)
-        return FLOAT32 * max(own + (before + after) // 2 for before, own, after in beside)
+        held: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for names in stacks(parts, self.ns_steps):
+            shape = parts[names[0]]
+            rows_divided = math.prod(shape) if self.normuon else 0
+            held[tuple(shape)].append(len(names) * (numbers_held(shape, self.ns_steps) + rows_divided))
+        return FLOAT32 * max(of[0] + sum(of[1:3]) // 2 for of in held.values())
 
 
 def muon(update: Update, config: MuonConfig, rows: Rows) -> Updated:

@@ -119,14 +119,14 @@ def iterates_gram(shape: Sequence[int]) -> bool:
 def numbers_held(shape: Sequence[int], num_steps: int) -> int:
     """Float32 numbers that the update of one matrix leaves behind: MLX issues all of it ahead of computing.
 
-    Its own: gradient and momentum in their stacks, the step, the result. Of the Gram matrix each iteration makes four;
-    otherwise it makes two and the next matrix, after the scaled one. Measured: within 12 %.
+    Its own: the momentum in its stack, the step, the result; the gradient's place is taken over. Of the Gram matrix
+    each iteration makes four; otherwise it makes two and the next matrix, after the scaled one.
     """
     short, long = sorted(shape[-2:])
     matrix, square = short * long, short * short
     if iterates_gram(shape):
-        return 4 * matrix + 4 * num_steps * square
-    return (5 + num_steps) * matrix + 2 * num_steps * square
+        return 3 * matrix + 4 * num_steps * square
+    return (4 + num_steps) * matrix + 2 * num_steps * square
 
 
 def stacks(shapes: Shapes, num_steps: int = 5) -> Iterator[list[str]]:

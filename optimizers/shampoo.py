@@ -32,8 +32,8 @@ LARGEST_DEGREE = 16
 FLOAT32 = 4
 UPDATE_ARRAYS, UPDATE_SHARE = 36, 12
 """Arrays of the largest matrix's size among the kernels of an update that are alive at once, if there are so many."""
-ROOT_ARRAYS = 22
-"""Arrays of a stack's size among the last kernels of a refresh. Measured: 18 to 35."""
+ROOT_ARRAYS = 38
+"""Arrays of a stack's size among the last kernels of a refresh. Measured: 32 to 48 for models of 5M to 26M."""
 STRONGER, WEAKER = 100.0, 0.5
 """What multiplies the ridge of a block whose root failed, and of one whose root did not."""
 TINY = 1e-30
@@ -214,11 +214,19 @@ class ShampooConfig(OptimizerConfig):
         return FLOAT32 * min(UPDATE_ARRAYS * max(sizes), UPDATE_SHARE * sum(sizes))
 
     def refresh_bytes(self, shapes: Shapes) -> int:
-        """New roots beside the old, old statistics beside the update's new ones, and the iterations of a stack."""
+        """The new roots."""
+        return FLOAT32 * self.num_statistics(shapes)
+
+    def renewal_bytes(self, shapes: Shapes) -> int:
+        """New roots, what they are cut from, and the iterations of a stack."""
+        numbers = self.num_statistics(shapes)
+        return FLOAT32 * (2 * numbers + ROOT_ARRAYS * min(LARGEST_STACK, numbers))
+
+    def num_statistics(self, shapes: Shapes) -> int:
+        """Numbers in the means of G G^T and G^T G of all blocks; the roots have as many."""
         matrices = select_matrices(shapes, self.matrices, DIMENSIONS).values()
         grids = [grid_of(shape, self.block_size) for shape in matrices]
-        statistics = sum(grid.num_blocks * side**2 for grid in grids for side in grid.block)
-        return FLOAT32 * (2 * statistics + ROOT_ARRAYS * min(LARGEST_STACK, statistics))
+        return sum(grid.num_blocks * side**2 for grid in grids for side in grid.block)
 
     def is_due(self, num_updates: int) -> bool:
         """Whether roots are made after so many updates."""

@@ -15,7 +15,7 @@ import mlx.core as mx
 from pydantic import Field
 
 from optimizers.base import Arrays, Group, OptimizerConfig, Refresh, Shapes, Update, Updated, compute_once, zeros
-from optimizers.eigenbasis import Basis, renewed_bases, runs_alone
+from optimizers.eigenbasis import LARGEST_STACK, Basis, renewed_bases, runs_alone
 from optimizers.enhanced_optimizers import Beta, adamw_group, bias_correction, decayed, second_moment
 from optimizers.kronecker import left_statistic, matrix_shape, right_statistic, share_of_newest
 from optimizers.selection import LAYERS, select_matrices
@@ -27,6 +27,8 @@ FLOAT32 = 4
 ARRAYS_ALIVE, SHARE_ALIVE = 20, 1.6
 """Statistics of so many matrices are held by what MLX starts ahead, at most this share of all. Measured: 15 to 26, 1.3
 to 1.6, with 7 to 56 matrices of widths 256 to 512."""
+SHARE_OF_RENEWAL, STACKS_OF_RENEWAL = 3.4, 6
+"""Beside the bases, measured on a CPU: 3.4 and 3.5 of them where they fit into a stack or two, 5 to 6.6 stacks else."""
 ARRAYS_OF_RENEWAL = 6
 """Of the size of all bases: what QR gets, one by one and stacked, its copy by columns, R, Q, Q in the old order."""
 
@@ -164,8 +166,15 @@ class SOAPConfig(OptimizerConfig):
         return round(min(SHARE_ALIVE, ARRAYS_ALIVE / len(sizes)) * sum(sizes))
 
     def refresh_bytes(self, shapes: Shapes) -> int:
-        """New bases; where the update does not wait for them, also what they are being made from."""
-        return (1 if runs_alone() else ARRAYS_OF_RENEWAL) * sum(self.statistic_bytes(shapes))
+        """The new bases."""
+        return sum(self.statistic_bytes(shapes))
+
+    def renewal_bytes(self, shapes: Shapes) -> int:
+        """New bases and what they are made from: all of it beside a GPU, some stacks of it on a CPU alone."""
+        bases = self.refresh_bytes(shapes)
+        if not runs_alone():
+            return ARRAYS_OF_RENEWAL * bases
+        return bases + min(round(SHARE_OF_RENEWAL * bases), STACKS_OF_RENEWAL * FLOAT32 * LARGEST_STACK)
 
     def statistic_bytes(self, shapes: Shapes) -> list[int]:
         """For each matrix the bytes of its means of G G^T and G^T G; its bases take as many."""

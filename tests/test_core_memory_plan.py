@@ -60,10 +60,13 @@ def measured_peak(config: Config) -> tuple[int, int]:
     mx.eval(model.state, optimizer.state, guard)
     step = make_step(parts, SingleConfig().build(), config)
     batch = random_batch(config)
-    for _ in range(2):  # In the first, averaged weights still share the arrays of the weights.
+    for num_updates in (10, 20):  # In the first, averaged weights still share the arrays of the weights.
         mx.reset_peak_memory()
+        refreshed = optimizer.refresh(num_updates)
         old_weights = model.trainable_parameters() if config.logging.layers_every else None
         found = step(to_micro_batches(batch, plan.micro_batch_size))
+        optimizer.install(refreshed)
+        del refreshed
         mx.async_eval(found, model.state, optimizer.state, guard, ema or {})
         mx.eval([] if old_weights is None else movement(old_weights, model.trainable_parameters()))
         del old_weights
@@ -199,6 +202,18 @@ MEASURED: dict[str, dict[str, Any]] = {
         "objective": {"type": "denoise"},
         "training": {"activation_checkpointing": "every 3"},
     },
+    "soap": {
+        "model": {"num_hidden_layers": 6, "hidden_size": 128, "intermediate_size": 352, "vocab_size": 1000},
+        "optimizer": {"type": "soap"},
+        "data": {"sequence_length": 64},
+        "training": {"batch_size": 1},
+    },
+    "shampoo": {
+        "model": {"num_hidden_layers": 6, "hidden_size": 128, "intermediate_size": 352, "vocab_size": 1000},
+        "optimizer": {"type": "shampoo"},
+        "data": {"sequence_length": 64},
+        "training": {"batch_size": 1},
+    },
     "sgd, a head of its own": {"model": {"tie_word_embeddings": False}, "optimizer": {"type": "sgd"}},
 }  # fmt: skip
 
@@ -246,6 +261,8 @@ class TestWhatTheEstimateIsMadeOf:
 
         step = planned(config_of())._replace(model_config=Own(type="own"))
         assert estimate_memory(step).peak == max(m.peak for m in moments(step)) >= 4000 + step.optimizer_bytes
+        muon = planned(config_of(optimizer={"type": "muon"}))._replace(model_config=Own(type="own"))
+        assert estimate_memory(muon).workspace == 4000
 
     @given(
         changes=st.fixed_dictionaries(

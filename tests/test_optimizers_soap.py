@@ -348,7 +348,7 @@ def test_a_refresh_beside_a_gpu_holds_all_it_is_made_from(monkeypatch: pytest.Mo
     mx.reset_peak_memory()
     mx.eval(optimizer.refresh(10))
     # Whether the matrices are still there when their stack is made is a matter of time.
-    assert 0.7 < (mx.get_peak_memory() - held) / SOAPConfig().refresh_bytes(shapes) < 1.05
+    assert 0.7 < (mx.get_peak_memory() - held) / SOAPConfig().renewal_bytes(shapes) < 1.05
 
 
 def test_matrices_of_the_layers_by_default_and_globs_of_ones_own() -> None:
