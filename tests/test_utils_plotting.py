@@ -102,6 +102,35 @@ def test_rates_far_apart_are_on_a_logarithmic_axis_that_zero_does_not_break() ->
     assert axes.get_ylim() == pytest.approx((1e-6, 0.15))
 
 
+def planned(updates: int, warmup: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    """The figure of a planned run that was written to `path`."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k)))
+    plot_learning_rates({"a": [0.1] * updates}, list(range(1, updates + 1)), path, 512, warmup)
+    return saved[0]
+
+
+@pytest.mark.parametrize("num_updates", [1, 2, 3, 5])
+def test_ticks_of_a_short_run_are_whole_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_updates: int
+) -> None:
+    axes = planned(num_updates, 0, tmp_path / "schedule.png", monkeypatch).axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == [str(update) for update in range(max(num_updates, 2) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("num_updates", "warmup", "said"),
+    [(1, 2, []), (2, 9, ["warm-up: 2 updates"]), (30, 4, ["warm-up: 4 updates"])],
+)
+def test_the_warmup_is_no_longer_than_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_updates: int, warmup: int, said: list[str]
+) -> None:
+    axes = planned(num_updates, warmup, tmp_path / "schedule.png", monkeypatch).axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["a: at most 0.1", *said]
+
+
 @pytest.mark.parametrize(("updates", "warmup"), [([1], 0), ([1, 2, 3], 2), (list(range(1, 400)), 40)])
 def test_planned_learning_rates_are_a_picture(tmp_path: Path, updates: list[int], warmup: int) -> None:
     path = tmp_path / "plots" / "schedule.png"

@@ -69,10 +69,11 @@ def plot_runs(runs: Mapping[str, Sequence[Row]], path: str | Path) -> None:
 def plot_learning_rates(
     rates: Mapping[str, Sequence[float]], updates: Sequence[int], path: str | Path, tokens_per_update: int, warmup: int
 ) -> None:
-    """Draw the learning rate of each group at `updates` (from 1) into one PNG; `warmup` updates are shaded."""
+    """Draw the learning rate of each group at `updates` (from 1) into one PNG; its `warmup` is shaded."""
     figure = Figure(figsize=(10, 5.2), dpi=130, layout="constrained")
     axes = figure.subplots()
     draw_learning_rates(axes, rates, updates)
+    warmup = min(warmup, updates[-1])
     if warmup > 1:
         axes.axvspan(0, warmup, color="gray", alpha=0.12, linewidth=0, label=f"warm-up: {warmup:,} updates")
     axes.set_xlim(0, max(updates[-1], 2))
@@ -81,7 +82,7 @@ def plot_learning_rates(
     tokens.set_xlabel("tokens")
     for axis in (axes.xaxis, tokens.xaxis):
         axis.set_major_formatter(COUNT)
-        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10], integer=True))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
