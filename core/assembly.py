@@ -5,7 +5,7 @@ gives the vocabulary, the vocabulary the model, the model the optimizer's groups
 each other's inverse. To make something else part of a checkpoint, add it to both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from core.self_test import check_device, fused_head_dim
 from data.sources import TextSourceConfig
 from data.tokenizer import Tokenizer
 from models.weights import load_weights, read_folder
+from optimizers.base import Group
+from optimizers.schedules import ScheduleConfig
 from utils.cli import warn
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.fast_blas import fit_threads
@@ -99,11 +101,14 @@ def build_parts(
     dataset = build_dataset(config, group, tokenizer, say)
     model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
     model = model_config.build(seed=config.seed)
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.trainable_parameters()))
+    groups = optimizer_groups(config, parameters)
     plan = make_plan(
         config,
         model_config,
         precision=precision,
-        optimizer_bytes=count_optimizer_bytes(config, dict(tree_flatten(model.trainable_parameters()))),
+        optimizer_bytes=count_optimizer_bytes(groups, parameters),
+        keeps_average=any(each.average for each in groups),
         world_size=group.size,
         rows_per_epoch=dataset.rows_per_epoch,
     )
@@ -131,16 +136,35 @@ def refuse_too_large(config: Config, tokenizer: Tokenizer | None, precision: str
         return
     model_config = complete_model_config(config, num_tokens)
     parameters = dict(tree_flatten(model_config.build(seed=config.seed).trainable_parameters()))
-    optimizer_bytes = count_optimizer_bytes(config, parameters)
+    optimizer_bytes = count_optimizer_bytes(optimizer_groups(config, parameters), parameters)
     check_fits(chosen_step(config, model_config, optimizer_bytes, precision, world_size), limit_of(config))
 
 
-def count_optimizer_bytes(config: Config, parameters: dict[str, mx.array]) -> int:
+def optimizer_groups(config: Config, parameters: dict[str, mx.array]) -> list[Group]:
+    """Groups of the optimizer, from arrays that are never evaluated. Raises ConfigError for two averages of weights."""
+    groups = config.optimizer.groups({name: array.shape for name, array in parameters.items()})
+    averaging = next((group.name for group in groups if group.average), None)
+    if averaging is not None and config.training.weight_ema:
+        raise ConfigError(
+            f"training.weight_ema is {config.training.weight_ema}, but the optimizer's group '{averaging}' keeps an "
+            "average of its own, which is what is evaluated and kept: leave training.weight_ema out"
+        )
+    return groups
+
+
+def count_optimizer_bytes(groups: Iterable[Group], parameters: dict[str, mx.array]) -> int:
     """Bytes of the optimizer's state, from arrays that are never evaluated."""
-    shapes = {name: array.shape for name, array in parameters.items()}
-    groups = config.optimizer.groups(shapes)
-    starts = [group.start(shapes[name]) for group in groups for name in group.decay]
+    starts = [group.start(parameters[name].shape) for group in groups for name in group.decay]
     return sum(array.nbytes for start in starts for array in start.values())
+
+
+def average_warnings(groups: Iterable[Group], schedule: ScheduleConfig) -> list[str]:
+    """A line when an optimizer that averages in place of a decay gets a schedule that decays."""
+    falling = {(group.schedule or schedule).type for group in groups if group.average} - {"constant"}
+    return [
+        f"schedule {kind} under an optimizer that averages its weights instead: schedule={{type: constant}} suits it"
+        for kind in sorted(falling)
+    ]
 
 
 def set_recomputation(model: nn.Module, config: Config) -> None:

@@ -12,7 +12,13 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from core.assembly import complete_model_config, count_optimizer_bytes, kernel_warnings
+from core.assembly import (
+    average_warnings,
+    complete_model_config,
+    count_optimizer_bytes,
+    kernel_warnings,
+    optimizer_groups,
+)
 from core.config import Config
 from core.memory_remedies import check_fits
 from core.plan import Plan, chosen_step, disk_warning, make_plan, rows
@@ -53,11 +59,13 @@ def dry_run(config: Config, picture: Path | None = None) -> int:
     if counts_epochs:
         warnings.append("the steps of an epoch are known once the data is prepared: the plan counts one step for each")
     precision = resolve_precision(config.training.precision)
+    groups = optimizer_groups(config, parameters)
     plan = make_plan(
         config,
         model_config,
         precision=precision,
-        optimizer_bytes=count_optimizer_bytes(config, parameters),
+        optimizer_bytes=count_optimizer_bytes(groups, parameters),
+        keeps_average=any(group.average for group in groups),
         rows_per_epoch=config.rows_per_batch if counts_epochs else None,
         steps_are_known=not counts_epochs,
         must_fit=config.training.memory_limit is not None,
@@ -69,7 +77,7 @@ def dry_run(config: Config, picture: Path | None = None) -> int:
     slow = precision_warning(config.training.precision, precision)
     if plan.memory.peak > plan.memory_limit:
         warnings.append(too_large(config, model_config, plan))
-    warnings += kernel_warnings(config, model_config, precision)
+    warnings += [*kernel_warnings(config, model_config, precision), *average_warnings(groups, config.schedule)]
     for line in (*warnings, slow, disk_warning(plan, Path(config.out_dir))):
         if line:
             warn(line)
@@ -123,5 +131,5 @@ def used_units(config: Config) -> set[str]:
     evaluation = config.evaluation
     lengths = (config.training.duration, config.logging.every, config.logging.layers_every, config.checkpoint.every)
     lengths = (*lengths, evaluation.every, evaluation.samples.every)
-    schedules = (config.schedule, *config.optimizer.schedules())
+    schedules = (config.schedule, *config.optimizer.schedules().values())
     return {length.unit for length in lengths if length is not None}.union(*(each.units() for each in schedules))

@@ -107,12 +107,14 @@ def make_plan(
     optimizer_bytes: int,
     world_size: int = 1,
     rows_per_epoch: int | None = None,
+    keeps_average: bool = False,
     steps_are_known: bool = True,
     must_fit: bool = True,
 ) -> Plan:
     """Count steps, periods and memory.
 
     Args:
+        keeps_average: whether the optimizer has averaged weights, which checkpoints hold as they hold weight_ema's.
         steps_are_known: False for a dry run in epochs, whose real length only the data tells.
         must_fit: False for a dry run of what another machine is to train.
 
@@ -130,7 +132,7 @@ def make_plan(
     timeline = Timeline(total, batch_size * length, num_params, rows_per_epoch, batch_size)
     warmup = check_schedules(config, timeline, steps_are_known)
     model_bytes = 4 * num_params
-    ema_bytes = model_bytes if config.training.weight_ema else 0
+    ema_bytes = model_bytes if config.training.weight_ema or keeps_average else 0
     step = chosen_step(config, model_config, optimizer_bytes, precision, world_size)
     limit = limit_of(config)
     return Plan(
@@ -193,8 +195,8 @@ def step_counter(config: Config, num_params: int, rows_per_epoch: int | None) ->
 
 def check_schedules(config: Config, timeline: Timeline, steps_are_known: bool) -> int:
     """Updates of the run's warm-up. Raises ConfigError when a schedule's parts do not fit into the run."""
-    own = [("a group of the optimizer: ", schedule) for schedule in config.optimizer.schedules()]
-    for where, schedule in [("", config.schedule), *own] if steps_are_known else []:
+    schedules = {"": config.schedule, **config.optimizer.schedules()}
+    for where, schedule in schedules.items() if steps_are_known else ():
         try:
             schedule.multiplier(0, timeline)
         except ValueError as error:

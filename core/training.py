@@ -22,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from core.agreement import together
-from core.assembly import Parts, Progress, build_parts, kernel_warnings, restore
+from core.assembly import Parts, Progress, average_warnings, build_parts, kernel_warnings, restore
 from core.checkpoint import newest_valid, point_at, put_back, read_checkpoint
 from core.config import Config, load_with_notes
 from core.dry_run import dry_run
@@ -196,6 +196,7 @@ def announce(parts: Parts, run: Run, config: Config, say: Callable[[str], None])
     say(f"plan of {run.folder}\n{text}")
     run.log(f"plan\n{text}")
     slow = kernel_warnings(config, parts.model_config, parts.plan.precision)
+    slow += average_warnings(parts.optimizer.groups, config.schedule)
     for line in (disk_warning(parts.plan, run.folder), compiler_warning(config.training.compile), *slow):
         if line and run.is_main:
             warn(line)

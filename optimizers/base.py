@@ -3,8 +3,8 @@
 An optimizer is a list of groups. A group names its parameters, its learning rate and a pure update function;
 one class runs them all, so Muon-with-AdamW needs nothing that AdamW alone does not. State is fixed when the
 optimizer is built and is changed in place, which is what `mx.compile(inputs=state, outputs=state)` and
-checkpoints rely on. Maths sees float32 only; parameters keep their own dtype. To change the maths edit
-file of the optimizer; to change which parameters decay, `NO_DECAY`.
+checkpoints rely on. Maths sees float32 only; parameters keep their own dtype. To change the maths edit the
+optimizer's own file; to change which parameters decay, `NO_DECAY`.
 
 What is too dear for every update (roots, eigenvectors) is a group's `refresh`. The loop starts it before an update and
 puts its results in place after it, so it computes beside the update: on the CPU's stream while a GPU trains.
@@ -162,9 +162,9 @@ class OptimizerConfig(TypedSection):
         flat: Arrays = dict(tree_flatten(parameters))
         return Optimizer(self.groups({name: array.shape for name, array in flat.items()}), flat)
 
-    def schedules(self) -> list[ScheduleConfig]:
-        """Those that groups have of their own."""
-        return []
+    def schedules(self) -> dict[str, ScheduleConfig]:
+        """Those that groups have of their own, by where they stand: `optimizer.groups[0].`."""
+        return {}
 
     def update_bytes(self, shapes: Shapes) -> int:
         """Most bytes an update holds at once beside weights, gradients, state and the kernels MLX issues ahead."""
@@ -239,7 +239,7 @@ class Optimizer(mlx.optimizers.Optimizer):
         return group.learning_rate * schedule
 
     def refresh(self, num_updates: int) -> dict[str, Arrays]:
-        """What is due after so many updates, for `install`, by parameter name; nothing is waited for."""
+        """What is due after so many steps, held-back ones included, for `install`; nothing is waited for."""
         moments = self._state["parameters"]
         refreshed: dict[str, Arrays] = {}
         for group in self.groups:

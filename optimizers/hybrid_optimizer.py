@@ -154,10 +154,10 @@ class HybridConfig(OptimizerConfig):
             optimizer = member.optimizer.model_copy(update={"no_decay": tuple(globs)})
             yield Part(index, optimizer, member.schedule, own)
 
-    def schedules(self) -> list[ScheduleConfig]:
+    def schedules(self) -> dict[str, ScheduleConfig]:
         """As the base class says."""
-        own = [member.schedule for member in self.members if member.schedule]
-        return own + [schedule for member in self.members for schedule in member.optimizer.schedules()]
+        found = {f"optimizer.groups[{index}].": member.schedule for index, member in enumerate(self.members)}
+        return {where: schedule for where, schedule in found.items() if schedule is not None}
 
     def update_bytes(self, shapes: Shapes) -> int:
         """As the base class says; nothing orders the groups, and measured, what each holds adds up."""

@@ -38,7 +38,7 @@ def test_it_counts_what_training_allocates(tmp_path: Path, capsys: pytest.Captur
     assert "20, 2 of them warm-up" in printed
     names = {name: array for name, array in parts.optimizer.state_dict().items() if name.startswith("parameters.")}
     parameters: Any = dict(tree_flatten(parts.model.trainable_parameters()))
-    assert count_optimizer_bytes(config, parameters) == sum(array.nbytes for array in names.values())
+    assert count_optimizer_bytes(parts.optimizer.groups, parameters) == sum(array.nbytes for array in names.values())
 
 
 def test_it_writes_nothing(tmp_path: Path) -> None:

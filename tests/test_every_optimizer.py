@@ -3,6 +3,7 @@
 Rows that make something anew every so many updates do so every three here, so that all of it happens in a few steps.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,25 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from core.assembly import build_parts
 from core.config import Config, build_section
+from core.evaluation import Evaluator
 from core.run import run_folder
+from distributed.group import SingleConfig
 from optimizers import OPTIMIZERS
 from optimizers.base import Optimizer, OptimizerConfig
 from tests.processes import TWO, ends, two_ranks, write_yaml
-from tests.tiny_run import assert_same_run, interrupt_after, losses, needs_compiler, quiet_train, tiny_config
+from tests.tiny_run import (
+    assert_same_run,
+    interrupt_after,
+    last_checkpoint,
+    losses,
+    metric_rows,
+    needs_compiler,
+    quiet_train,
+    tiny_config,
+)
+from utils.errors import ConfigError
 from utils.registry import look_up
 
 OFTEN: dict[str, dict[str, Any]] = {
@@ -83,6 +97,88 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, row: str) -> None:
     assert codes == [0, 0], errors
     found, expected = losses(tmp_path / "runs" / "two"), losses(run_folder(one))
     assert_close(found, expected, row)
+
+
+def test_the_loop_starts_what_is_due_before_each_update_and_installs_it_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, Any]] = []
+    told: dict[str, Callable[[Any], Any]] = {"refresh": int, "apply_gradients": lambda _: None, "install": bool}
+
+    def noting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Optimizer, first: Any, *others: Any) -> Any:
+            seen.append((name, told[name](first)))
+            return method(self, first, *others)
+
+        return call
+
+    for name in told:
+        monkeypatch.setattr(Optimizer, name, noting(name, getattr(Optimizer, name)))
+    quiet_train(run_config(tmp_path, "soap"))
+    assert seen == [
+        call
+        for step in range(12)
+        for call in (("refresh", step), ("apply_gradients", None), ("install", step in (1, 3, 6, 9)))
+    ]
+
+
+@pytest.mark.parametrize("row", ["soap", "shampoo"])
+def test_what_had_to_be_damped_is_in_the_metrics(tmp_path: Path, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(tmp_path, row)
+    quiet_train(config)
+    assert {row["optim/num_damped"] for row in metric_rows(run_folder(config)) if "train/loss" in row} == {0.0}
+    refresh = Optimizer.refresh
+
+    def breaking(self: Optimizer, num_updates: int) -> Any:
+        if num_updates == 6:
+            moments = next(m for m in self.state["parameters"].values() if "num_damped" in m)
+            key = next(key for key in moments if moments[key].ndim > 1 and ("left" in key or "right" in key))
+            moments[key] = -moments[key] - 1.0
+        return refresh(self, num_updates)
+
+    monkeypatch.setattr(Optimizer, "refresh", breaking)
+    broken = run_config(tmp_path, row, name="broken")
+    assert quiet_train(broken).step == 12
+    counts = [row["optim/num_damped"] for row in metric_rows(run_folder(broken)) if "train/loss" in row]
+    assert counts[5] == 0
+    assert counts[-1] > 0
+
+
+def test_a_run_with_an_average_of_its_own_evaluates_and_keeps_it(tmp_path: Path) -> None:
+    config = run_config(tmp_path, "schedule_free_adamw", schedule={"type": "constant"})
+    result = quiet_train(config)
+    kept = last_checkpoint(run_folder(config))
+    assert kept.ema is not None
+    raw = {name: mx.array(array) for name, array in kept.model.items()}
+    optimizer = config.optimizer.build(raw)
+    prefix = "optimizer."
+    optimizer.load_state({name[len(prefix) :]: mx.array(a) for name, a in kept.optimizer.items() if prefix in name})
+    for name, expected in host(optimizer.averaged(raw)).items():
+        np.testing.assert_array_equal(kept.ema[name], expected)
+        assert not np.array_equal(kept.ema[name], kept.model[name])
+    parts = build_parts(config, SingleConfig().build(), None, lambda line: None)
+    evaluator = Evaluator(parts.model, parts.objective, "float32", compiled=False)
+    losses_of = {}
+    for kind, weights in (("averaged", kept.ema), ("raw", kept.model)):
+        parts.model.load_weights([(name, mx.array(array)) for name, array in weights.items()])
+        found = evaluator.run(parts.dataset.validation_batches(4), parts.dataset.validation_bytes, lambda: False)
+        assert found is not None
+        losses_of[kind] = found.loss
+    assert result.evaluation is not None
+    assert result.evaluation.loss == losses_of["averaged"] != losses_of["raw"]
+    assert parts.plan.checkpoint_bytes == 8 * parts.plan.num_params + parts.plan.optimizer_bytes
+
+
+def test_two_averages_are_refused_and_a_falling_schedule_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"training\.weight_ema is 0\.9, .* keeps an average of its own"):
+        quiet_train(run_config(tmp_path, "schedule_free_adamw", training={"weight_ema": 0.9}))
+    quiet_train(run_config(tmp_path, "schedule_free_adamw", name="falls", training={"duration": "1 steps"}))
+    assert "schedule cosine under an optimizer that averages" in capsys.readouterr().err
+    constant = {"type": "constant", "warmup": 0}
+    quiet_train(run_config(tmp_path, "schedule_free_adamw", name="constant", schedule=constant))
+    assert "averages" not in capsys.readouterr().err
 
 
 SHAPES = {

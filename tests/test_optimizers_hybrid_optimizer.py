@@ -162,7 +162,7 @@ def test_no_decay_of_the_hybrid_is_for_the_whole_model() -> None:
 def test_schedules_and_learning_rates_are_kept_apart_and_saved() -> None:
     schedule = {"type": "linear", "warmup": 0}
     config = hybrid(group("*layers.*", "muon", schedule=schedule, learning_rate=0.5), group("*", "lion"))
-    assert [found.type for found in config.schedules()] == ["linear"]
+    assert {where: found.type for where, found in config.schedules().items()} == {"optimizer.groups[0].": "linear"}
     built = config.build(drawn(SHAPES, 99))
     run = build_section(Config, {"schedule": {"type": "constant", "warmup": 0}}).schedule
     assert built.follow(run, 2, Timeline(5)) == {"0-muon": 0.25, "0-adamw": 0.25, "1-lion": 2e-4}
