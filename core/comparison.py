@@ -6,6 +6,7 @@ own. `wanted` says which runs are due from the results there are, so a compariso
 Nothing is run here: that is core/comparison_runs.py; the report is core/comparison_report.py.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,13 @@ class Settings(NamedTuple):
         return next(iter(self.optimizers))
 
 
+def num_runs(settings: Settings) -> int:
+    """Runs of the whole comparison."""
+    further = len(settings.seeds) - 1
+    shorter = len(settings.shares) * len(settings.seeds) * (len(settings.optimizers) - 1)
+    return (settings.num_trials + further) * len(settings.optimizers) + shorter
+
+
 def wanted(settings: Settings, name: str, results: Results) -> list[Trial]:
     """Runs of an optimizer that can be started now and have no result; [] when it is done."""
     grid, missing = grow(settings, name, results)
@@ -116,7 +124,8 @@ class Summary(NamedTuple):
     bits_per_byte: float
     """Mean over the seeds."""
     tokens_to_baseline: float | None
-    """Share of the baseline's tokens after which its final loss was reached, mean over the seeds; None: not by all."""
+    """Share of the baseline's tokens after which its final loss was reached, mean over the seeds; None: not by all, or
+    one of them or of the baseline's runs diverged."""
     shares: Mapping[float, tuple[float, ...]]
     """Share of the budget -> final loss for each seed of runs that were planned to be so short."""
 
@@ -127,14 +136,19 @@ class Summary(NamedTuple):
         return min(rates) < self.learning_rate < max(rates)
 
     @property
+    def num_diverged(self) -> int:
+        """Seeds whose run diverged at the best learning rate."""
+        return sum(not math.isfinite(loss) for loss in self.losses)
+
+    @property
     def mean(self) -> float:
-        """Of the final losses."""
+        """Of the final losses; infinite when a run diverged."""
         return statistics.fmean(self.losses)
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the final losses over the seeds."""
-        return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
+        """Standard deviation of the final losses over the seeds; NaN when a run diverged or there is but one."""
+        return statistics.stdev(self.losses) if len(self.losses) > 1 and not self.num_diverged else math.nan
 
 
 def summarise(settings: Settings, results: Results) -> list[Summary]:
@@ -171,7 +185,8 @@ def tokens_to_baseline(settings: Settings, runs: Sequence[Result], results: Resu
     found = []
     for seed, run in zip(settings.seeds, runs, strict=True):
         target = results[Trial(base, rate, seed)]
-        reached = tokens_at(run.curve, target.loss)
+        is_fair = math.isfinite(target.loss) and math.isfinite(run.loss)
+        reached = tokens_at(run.curve, target.loss) if is_fair else None
         if reached is None:
             return None
         found.append(reached / target.tokens)

@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 from core.benchmark_suites import WORKERS
 from core.comparison import Results, Settings, Summary, Trial
-from core.config import load
+from core.comparison_runs import with_optimizer
+from core.config import dump, load
 from core.precision import resolve_precision
+from optimizers.schedules import ScheduleConfig
 from utils.benchmark_report import Case, Outcome, Plan, Variant, command_of, run_case
 from utils.benchmarking import paired_ratio
 from utils.comparison_plot import Rival, plot_comparison
@@ -24,6 +26,7 @@ from utils.memory import format_bytes
 from utils.units import format_count
 
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
+BETWEEN = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
 HEADERS = ("optimizer", "learning rate", "final loss", "bits/byte", "tokens to baseline", "step", "time x", "state")
 
 
@@ -69,22 +72,54 @@ def cost_of(outcome: Outcome, first: Outcome) -> Cost:
     return Cost(statistics.median(seconds), ratio if ratio is not None else math.nan, outcome.facts["state_bytes"])
 
 
-def row(summary: Summary, cost: Cost | None) -> list[str]:
-    """The cells of an optimizer."""
-    rates = [rate for rate, _ in summary.grid]
-    where = "" if summary.is_interior else ", **best at the edge**"
-    reached = "not reached" if summary.tokens_to_baseline is None else f"{summary.tokens_to_baseline:.2f}x"
+def row(summary: Summary, base: Summary, cost: Cost | None) -> list[str]:
+    """The cells of an optimizer; `base`: the baseline's."""
     times = ["-", "-", "-"]
     if cost is not None:
         times = [f"{cost.seconds * 1e3:,.0f} ms", f"{cost.ratio:.2f}", format_bytes(cost.state_bytes)]
+    is_finite = math.isfinite(summary.bits_per_byte)
     return [
         summary.name,
-        f"{summary.learning_rate:g} ({len(rates)} of {min(rates):g} to {max(rates):g}{where})",
-        f"{summary.mean:.4f} \u00b1 {summary.spread:.4f}",
-        f"{summary.bits_per_byte:.3f}",
-        reached,
+        rate_cell(summary),
+        loss_cell(summary),
+        f"{summary.bits_per_byte:.3f}" if is_finite else "-",
+        reached_cell(summary, base),
         *times,
     ]
+
+
+def rate_cell(summary: Summary) -> str:
+    """The best learning rate among those tried, and whether it can be trusted to be it."""
+    rates = [rate for rate, _ in summary.grid]
+    tried = f"{len(rates)} of {min(rates):g} to {max(rates):g}"
+    if not any(math.isfinite(loss) for _, loss in summary.grid):
+        return f"none ({tried}, **all diverged**)"
+    return f"{summary.learning_rate:g} ({tried}{'' if summary.is_interior else ', **best at the edge**'})"
+
+
+def loss_cell(summary: Summary) -> str:
+    """Mean and spread, when there are such."""
+    if summary.num_diverged:
+        return f"**diverged** ({summary.num_diverged} of {count_seeds(len(summary.losses))})"
+    spread = "" if math.isnan(summary.spread) else f" \u00b1 {summary.spread:.4f}"
+    return f"{summary.mean:.4f}{spread}"
+
+
+def reached_cell(summary: Summary, base: Summary) -> str:
+    """When the baseline's final loss was reached; a run that diverged has none and reaches none."""
+    if summary.num_diverged or base.num_diverged:
+        return "-"
+    return "not reached" if summary.tokens_to_baseline is None else f"{summary.tokens_to_baseline:.2f}x"
+
+
+def count_seeds(number: int) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number} seed{'s' * (number != 1)}"
+
+
+def loss_text(loss: float) -> str:
+    """A loss, or that there is none."""
+    return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
 
 
 def share_lines(summaries: Sequence[Summary]) -> list[str]:
@@ -94,11 +129,14 @@ def share_lines(summaries: Sequence[Summary]) -> list[str]:
     for summary in summaries:
         for share, losses in summary.shares.items():
             mean = statistics.fmean(losses)
-            better = sum(one <= other for one, other in zip(losses, base.losses, strict=True))
-            each = ", ".join(f"{loss:.4f}" for loss in losses)
+            pairs = zip(losses, base.losses, strict=True)
+            better = sum(math.isfinite(one) and one <= other for one, other in pairs)
+            each = ", ".join(map(loss_text, losses))
+            difference = f": {mean - base.mean:+.4f}" if math.isfinite(mean) and not base.num_diverged else ""
             lines.append(
-                f"- **{summary.name}, a whole run of {share:g} of the tokens**: {mean:.4f} ({each}); {base.name} with "
-                f"all of them {base.mean:.4f}: {mean - base.mean:+.4f}, at or below for {better} of {len(losses)} seeds"
+                f"- **{summary.name}, a whole run of {share:g} of the tokens**: {loss_text(mean)} ({each}); "
+                f"{base.name} with all of them {loss_text(base.mean)}{difference}, at or below for {better} of "
+                f"{count_seeds(len(losses))}"
             )
     return lines
 
@@ -117,7 +155,7 @@ def all_runs(results: Results) -> str:
             f"{trial.learning_rate:g}",
             str(trial.seed),
             f"{trial.share:g}",
-            f"{result.loss:.4f}" if math.isfinite(result.loss) else result.note or "diverged",
+            result.note or loss_text(result.loss),
             f"{result.bits_per_byte:.3f}" if math.isfinite(result.bits_per_byte) else "-",
         ]
         for trial, result in sorted(results.items())
@@ -130,15 +168,31 @@ def about(settings: Settings, machine: str) -> str:
     config = load(settings.config)
     model = config.model
     size = f"{format_count(model.num_params())} parameters, " if model.vocab_size else ""
+    first, *others = settings.seeds
+    seeds = f"seed{'s' * bool(others)} {', '.join(map(str, settings.seeds))}"
+    spread = "\u00b1 the standard deviation over the seeds" if others else "of one seed, so without a spread"
     return (
         f"{settings.config.name}: {size}{config.training.duration} of {config.rows_per_batch} x "
-        f"{config.data.sequence_length} tokens, schedule {config.schedule.type}; {settings.num_trials} learning rates "
-        f"for each optimizer, neighbours {settings.factor:g}x apart, judged with seed {settings.seeds[0]}; the best "
-        f"one with seeds {', '.join(map(str, settings.seeds))}. Losses in nats per token on the held-out text, "
-        "\u00b1 the standard deviation over the seeds. *Tokens to baseline*: share of the baseline's tokens after "
-        "which its final loss of the same seed was reached, read off the curve, on a schedule made for all of them. "
+        f"{config.data.sequence_length} tokens, schedule {schedules(settings)}; {settings.num_trials} learning rates "
+        f"for each optimizer, neighbours {settings.factor:g}x apart, judged with seed {first}; the best "
+        f"one with {seeds}. Losses in nats per token on the held-out text, {spread}. *Tokens to baseline*: share of "
+        "the baseline's tokens after which its final loss of the same seed was reached, read off the curve, on a "
+        "schedule made for all of them. "
         f"{machine}"
     )
+
+
+def schedules(settings: Settings) -> str:
+    """The schedule of all runs, and of those optimizers whose file says another."""
+    common = load(settings.config).schedule
+    own = {name: with_optimizer(settings.config, path).schedule for name, path in settings.optimizers.items()}
+    others = [f"{name}: {schedule_text(schedule)}" for name, schedule in own.items() if schedule != common]
+    return f"{schedule_text(common)} (but {'; '.join(others)})" if others else common.type
+
+
+def schedule_text(schedule: ScheduleConfig) -> str:
+    """Its type and settings."""
+    return " ".join([schedule.type, *(f"{key}={value}" for key, value in dump(schedule).items() if key != "type")])
 
 
 def text_of(
@@ -150,7 +204,8 @@ def text_of(
     machine: str,
 ) -> str:
     """The whole report, in Markdown."""
-    table = markdown_table(HEADERS, [row(summary, costs.get(summary.name)) for summary in summaries])
+    base = summaries[0]
+    table = markdown_table(HEADERS, [row(summary, base, costs.get(summary.name)) for summary in summaries])
     shares = "\n".join(share_lines(summaries))
     runs = f"<details><summary>All {len(results)} runs</summary>\n\n{all_runs(results)}\n</details>\n"
     parts = [about(settings, machine), f"```bash\n{command}\n```", table, shares, runs]
@@ -158,22 +213,27 @@ def text_of(
 
 
 def draw(settings: Settings, summaries: Sequence[Summary], results: Results, path: Path) -> None:
-    """The picture."""
+    """The picture; a line ends where the first of its seeds diverged."""
     rivals = {}
     for summary in summaries:
         runs = [results[Trial(summary.name, summary.learning_rate, seed)] for seed in settings.seeds]
-        rivals[summary.name] = Rival([run.curve for run in runs], summary.grid, summary.learning_rate)
-    seeds = f"{len(settings.seeds)} seeds: mean and range"
+        rivals[summary.name] = Rival([run.curve for run in runs], summary.losses, summary.grid, summary.learning_rate)
+    seeds = count_seeds(len(settings.seeds)) + ": mean and range" * (len(settings.seeds) > 1)
     plot_comparison(rivals, f"{settings.config.stem}, {seeds}", path)
+
+
+def read_page(page: Path) -> str:
+    """A page that a report can be put into. Raises DataError when it lacks the two marks, in this order."""
+    text = page.read_text(encoding="utf-8")
+    if not BETWEEN.search(text):
+        raise DataError(f"{page} lacks the lines '{BEGIN}' and '{END}', between which the report goes")
+    return text
 
 
 def put_into(page: Path, text: str) -> None:
     """Replace what stands between the two marks of a page. Raises DataError when it has none."""
-    old = page.read_text(encoding="utf-8")
-    if BEGIN not in old or END not in old:
-        raise DataError(f"{page} lacks the lines '{BEGIN}' and '{END}', between which the report goes")
-    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    page.write_text(between.sub(lambda _: f"{BEGIN}\n\n{text}\n{END}", old), encoding="utf-8")
+    new = BETWEEN.sub(lambda _: f"{BEGIN}\n\n{text}\n{END}", read_page(page))
+    page.write_text(new, encoding="utf-8")
 
 
 def save_costs(path: Path, costs: Mapping[str, Cost]) -> None:

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,45 @@ from core.config import Config, load, to_yaml
 from core.run import differing_keys, run_folder
 from core.session import NonFiniteError
 from core.training import train
+from data.text import TextDataConfig
 from utils.cli import Parser, run_command
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.metrics import column, read_metrics, without_nan
 from utils.units import Duration
 from utils.yaml_file import write_yaml
 
 POLL_SECONDS = 0.2
+MAY_CHANGE = {"optimizer", "schedule", "name"}
+"""Sections that differ between the optimizers of a comparison; the name is the trial's own in the end."""
+
+
+def with_optimizer(config: Path, optimizer: Path) -> Config:
+    """The config of all runs with what an optimizer's file says. Raises ConfigError as loading does."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "both.yaml"
+        path.write_text(write_yaml({"extends": [str(config.resolve()), str(optimizer.resolve())]}))
+        return load(path)
+
+
+def find_foreign_keys(config: Path, optimizer: Path) -> list[str]:
+    """What an optimizer's file changes besides optimizer and schedule: its runs could not be compared with others."""
+    lines = differing_keys(with_optimizer(config, optimizer), load(config))
+    return [
+        f"{optimizer}: an optimizer's file may set optimizer and schedule, but this one also changes {line}"
+        for line in lines
+        if line.split(":")[0].split(".")[0] not in MAY_CHANGE
+    ]
+
+
+def find_missing_evaluation(config: Config) -> list[str]:
+    """Why runs of `config` would have no loss to compare."""
+    data = config.data
+    if not isinstance(data, TextDataConfig) or data.validation_fraction or data.validation_sources:
+        return []
+    return [
+        "data.validation_fraction is 0 and data.validation_sources is empty, so there is no held-out text whose loss "
+        "could be compared: set one of the two"
+    ]
 
 
 def trial_config(settings: Settings, trial: Trial, folder: Path) -> Config:
@@ -89,10 +122,17 @@ def run_trial(config: Config) -> Result | None:
 
 
 def result_of(folder: Path, note: str) -> Result:
-    """From the metrics of a finished run; `note`: why it ended early, which makes its loss infinite."""
+    """From the metrics of a finished run; `note`: why it ended early, which makes its loss infinite.
+
+    Raises DataError when the run is whole but was never evaluated.
+    """
     rows = read_metrics(folder / "metrics.jsonl")
     tokens, losses = column(rows, "eval/loss", "tokens")
     _, bits = column(rows, "eval/bits_per_byte", "tokens")
+    if not losses:
+        if note:
+            return Result(math.inf, math.inf, 0, (), note)
+        raise DataError(f"{folder}: no evaluation in metrics.jsonl, so no loss to compare; is there held-out text?")
     curve = tuple((int(at), loss) for at, loss in zip(tokens, losses, strict=True) if math.isfinite(loss))
     is_whole = not note and math.isfinite(losses[-1])
     return Result(
@@ -111,8 +151,11 @@ class Comparison:
         self.settings, self.folder, self.say = settings, folder, say
         self.results: dict[Trial, Result] = {}
         self.running: dict[Trial, subprocess.Popen[bytes]] = {}
-        (folder / "results").mkdir(parents=True, exist_ok=True)
-        (folder / "logs").mkdir(exist_ok=True)
+        try:
+            for name in ("results", "logs", "configs"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
 
     def due(self) -> list[Trial]:
         """Runs without a result, in the order of the optimizers, those found on disk being taken over."""
@@ -169,11 +212,17 @@ class Comparison:
     def _finish(self, trial: Trial, process: "subprocess.Popen[bytes]") -> None:
         if not self._take_over(trial):
             log = self.folder / "logs" / f"{trial.name}.txt"
-            last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-            raise ConfigError(f"the run {trial.name} ended with exit code {process.returncode}: {last} (see {log})")
+            reason = reason_in(log.read_text(errors="replace"))
+            raise ConfigError(f"the run {trial.name} ended with exit code {process.returncode}: {reason} (see {log})")
         result = self.results[trial]
         how = result.note or f"{result.loss:.4f} nats per token, {result.bits_per_byte:.3f} bits per byte"
         self.say(f"{trial.name}: {how}  ({len(self.results)} runs done)")
+
+
+def reason_in(log: str) -> str:
+    """The last line that says what was wrong, or the last one at all."""
+    lines = log.strip().splitlines() or ["it said nothing"]
+    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1])
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.comparison import Result, Settings, Trial, grow, next_exponent, summarise, tokens_at, wanted
+from core.comparison import Result, Settings, Trial, grow, next_exponent, num_runs, summarise, tokens_at, wanted
 
 SEEDS = (7, 8, 9)
 
@@ -45,6 +45,7 @@ def test_each_gets_the_same_trials_on_a_grid_without_gaps(num_trials: int, octav
     assert all(high / low == pytest.approx(2.0, rel=0.01) for low, high in zip(grid, grid[1:], strict=False))
     assert len(results) == num_trials + 2 + 2 * 3
     assert {trial.seed for trial in results if trial.share == 0.5} == set(SEEDS)
+    assert num_runs(asked) == len(results) + len(play(asked, "base", 0.01))
     if abs(octave) < num_trials - 2.5:
         best = min(grid, key=lambda rate: abs(math.log2(rate / 0.01) - octave))
         assert min(grid) < best < max(grid)
@@ -109,11 +110,49 @@ def test_an_optimizer_with_missing_runs_is_left_out_and_a_loss_not_reached_is_no
     assert summarise(asked, results | worse)[1].tokens_to_baseline is None
 
 
-def test_a_best_point_at_the_edge_is_said() -> None:
+@pytest.mark.parametrize(("best", "is_interior"), [(1.0, False), (0.01, True), (1e-4, False)])
+def test_a_best_point_at_either_edge_is_said(best: float, is_interior: bool) -> None:
     asked = setup(num_trials=3)
-    results = play(asked, "base", 1.0)
+    (base,) = summarise(asked, play(asked, "base", best))
+    assert base.is_interior == is_interior
+
+
+def diverged(result: Result) -> Result:
+    return result._replace(loss=math.inf, bits_per_byte=math.inf, curve=result.curve[:2], note="step 5: not finite")
+
+
+@pytest.mark.parametrize("name", ["base", "other"])
+def test_with_a_seed_that_diverged_there_is_no_mean_no_spread_and_nothing_reached(name: str) -> None:
+    asked = setup()
+    results = play(asked, "base", 0.01) | play(asked, "other", 0.01)
+    lost = Trial(name, 0.01, SEEDS[1])
+    # Before it diverged it was far below what the baseline ended with.
+    results[lost] = diverged(results[lost])._replace(curve=((0, 10.0), (500, 1.0)))
+    rows = {summary.name: summary for summary in summarise(asked, results)}
+    assert math.isinf(rows[name].mean)
+    assert math.isnan(rows[name].spread)
+    assert rows[name].num_diverged == 1
+    assert rows["other"].tokens_to_baseline is None
+    untouched = rows["other" if name == "base" else "base"]
+    assert (untouched.num_diverged, untouched.spread) == (0, pytest.approx(0.01))
+
+
+def test_one_seed_has_no_spread() -> None:
+    asked = setup()._replace(seeds=SEEDS[:1])
+    (base,) = summarise(asked, play(asked, "base", 0.01))
+    assert math.isnan(base.spread)
+    assert base.mean == 3.0
+
+
+def test_all_learning_rates_may_diverge() -> None:
+    asked = setup()
+    results: dict[Trial, Result] = {}
+    while due := wanted(asked, "base", results):
+        results |= {trial: diverged(outcome(trial, 0.01)) for trial in due}
     (base,) = summarise(asked, results)
-    assert not base.is_interior
+    # Lower ones are tried: what diverges was too high.
+    assert [rate for rate, _ in base.grid] == [0.00125, 0.0025, 0.005, 0.01, 0.02]
+    assert (base.num_diverged, base.tokens_to_baseline) == (3, None)
 
 
 def test_tokens_at_a_loss() -> None:

@@ -9,11 +9,22 @@ import pytest
 import yaml
 
 from core.comparison import Result, Settings, Trial
-from core.comparison_runs import Comparison, is_run_of, read_result, result_of, run_trial, trial_config, write_result
+from core.comparison_runs import (
+    Comparison,
+    find_foreign_keys,
+    find_missing_evaluation,
+    is_run_of,
+    read_result,
+    reason_in,
+    result_of,
+    run_trial,
+    trial_config,
+    write_result,
+)
 from core.config import load
 from core.run import run_folder
 from tests.tiny_run import interrupt_after, last_checkpoint, metric_rows, tiny_values
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.yaml_file import write_yaml
 
 
@@ -104,6 +115,65 @@ def test_rows_without_a_last_finite_loss_count_as_diverged(tmp_path: Path) -> No
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert result_of(tmp_path, "") == Result(math.inf, math.inf, 2, ((1, 2.0),))
+
+
+def test_a_run_without_evaluations_has_no_result_unless_it_diverged(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens": 4, "train/loss": 2.0}\n')
+    with pytest.raises(DataError, match=r"no evaluation in metrics\.jsonl"):
+        result_of(tmp_path, "")
+    lost = Result(math.inf, math.inf, 0, (), "step 3: loss or gradient was not finite")
+    assert result_of(tmp_path, lost.note) == lost
+
+
+def test_an_optimizers_file_changes_the_optimizer_and_nothing_that_is_compared(tmp_path: Path, shared: Path) -> None:
+    settings = asked(tmp_path, shared)
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\noptimizer: {type: sgd, momentum: 0.5}\nschedule: {type: constant, warmup: 5 %}\n")
+    assert find_foreign_keys(settings.config, own) == []
+    fat = tmp_path / "fat.yaml"
+    fat.write_text(
+        "extends: one.yaml\nmodel: {hidden_size: 64}\ntraining: {duration: 40 steps}\ndata: {sequence_length: 64}\n"
+    )
+    lines = find_foreign_keys(settings.config, fat)
+    assert [line.split(" also changes ")[1] for line in lines] == [
+        "data.sequence_length: 32 there, 64 here",
+        "model.hidden_size: 32 there, 64 here",
+        "training.duration: 8 steps there, 40 steps here",
+    ]
+    assert all(line.startswith(str(fat)) for line in lines)
+
+
+def test_a_config_without_held_out_text_is_refused(tmp_path: Path, shared: Path) -> None:
+    data = tiny_values(shared)["data"]
+    own = {"validation_sources": data["sources"]}
+
+    def found(**changes: Any) -> list[str]:
+        return find_missing_evaluation(load(asked(tmp_path, shared, data=data | changes).config))
+
+    assert found() == []
+    assert found(validation_fraction=0, **own) == []
+    (line,) = found(validation_fraction=0)
+    assert "data.validation_fraction is 0 and data.validation_sources is empty" in line
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/compare"])
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, shared: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write into .*; choose another --out"):
+        Comparison(asked(tmp_path, shared), tmp_path / place, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", "it said nothing"),
+        ("one\ntwo\n", "two"),
+        ("error: first\nerror: second\n[ranks] aborted\n", "error: second"),
+        ("saw an error: no\nlast\n", "last"),
+    ],
+)
+def test_the_reason_is_the_last_error_or_the_last_line(log: str, reason: str) -> None:
+    assert reason_in(log) == reason
 
 
 def test_all_runs_are_made_in_processes_and_only_once(

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.test_core_comparison_runs import asked
+from tests.tiny_run import tiny_values
 from tests.tool_files import load_tool
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 tool = load_tool("compare-optimizers")
 
@@ -33,7 +34,8 @@ def test_a_comparison_from_runs_to_page(
     options = ("--trials", "3", "--seeds", "1", "--jobs", "2", "--share", "0.5", "--rounds", "1", "--into", str(page))
     tool.main(command(tmp_path, shared, *options))
     printed, text = capsys.readouterr().out, page.read_text()
-    assert printed.count("nats per token") >= 7
+    assert printed.startswith(f"7 runs in {tmp_path / 'out'}, ")
+    assert printed.count("nats per token, ") == 7
     assert "| one | " in text
     assert "two, a whole run of 0.5 of the tokens" in text
     assert text.count("| two | ") == 1 + 3 + 1
@@ -75,6 +77,39 @@ def test_bad_centers_are_all_told(tmp_path: Path, shared: Path) -> None:
     assert "--center one=x: expected NAME=RATE" in text
     assert "--center two=-1: a learning rate is above 0" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_an_optimizers_file_that_changes_more_is_refused(tmp_path: Path, shared: Path) -> None:
+    fat = tmp_path / "fat.yaml"
+    fat.write_text("optimizer: {type: sgd}\nmodel: {hidden_size: 64}\ntraining: {duration: 40 steps}\n")
+    with pytest.raises(ConfigError) as raised:
+        tool.main([*command(tmp_path, shared), str(fat)])
+    first, second = raised.value.problems
+    assert first.endswith("changes model.hidden_size: 32 there, 64 here")
+    assert second.endswith("changes training.duration: 8 steps there, 40 steps here")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_without_held_out_text_is_refused(tmp_path: Path, shared: Path) -> None:
+    options = command(tmp_path, shared)
+    data = {**tiny_values(shared)["data"], "validation_fraction": 0}
+    asked(tmp_path, shared, data=data)
+    with pytest.raises(ConfigError, match=r"validation_fraction is 0 .* no held-out text"):
+        tool.main(options)
+
+
+def test_a_page_without_marks_is_refused_before_anything_runs(tmp_path: Path, shared: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n")
+    with pytest.raises(DataError, match=r"page\.md lacks the lines"):
+        tool.main(command(tmp_path, shared, "--into", str(page)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_is_a_file_is_told(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write into .*file"):
+        tool.main(command(tmp_path, shared, "--out", str(tmp_path / "file")))
 
 
 def test_a_file_that_is_no_optimizer_is_told(tmp_path: Path, shared: Path) -> None:

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.comparison import Settings, Summary, summarise
-from core.comparison_report import Cost, draw, measure_costs, put_into, read_costs, save_costs, text_of
-from core.comparison_runs import Comparison
+from core.comparison import Settings, Summary, num_runs, summarise
+from core.comparison_report import Cost, draw, measure_costs, put_into, read_costs, read_page, save_costs, text_of
+from core.comparison_runs import Comparison, find_foreign_keys, find_missing_evaluation
 from core.config import load
 from optimizers.hybrid_optimizer import HybridConfig
 from utils.benchmark_report import Plan
@@ -33,7 +33,7 @@ SECONDS_OF_A_ROUND = 600.0
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """The command line. Raises DataError when the page for the report has no place for it."""
     parser = Parser("Train one model with several optimizers, each with the same number of learning rates.")
     add = parser.add_argument
     add("optimizers", nargs="+", type=Path, metavar="OPTIMIZER", help="YAML files; the first is the baseline")
@@ -57,6 +57,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--share must be between 0 and 1, for example 0.75")
     if options.into is not None and not options.into.is_file():
         parser.error(f"--into: there is no page {options.into}")
+    if options.into is not None:
+        read_page(options.into)
     return options
 
 
@@ -86,10 +88,12 @@ def read_settings(options: argparse.Namespace) -> Settings:
             problems.append(
                 f"{path}: every group states its own learning_rate, so a grid of rates would change nothing"
             )
+        problems += find_foreign_keys(options.config, path)
+    problems += find_missing_evaluation(config)
     if problems:
         raise ConfigError(*problems)
     seeds = tuple(config.seed + index for index in range(options.seeds))
-    shares = tuple(sorted(options.share))
+    shares = tuple(sorted(set(options.share)))
     return Settings(options.config, optimizers, centers, seeds, options.trials, options.factor, shares)
 
 
@@ -122,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out = options.out.resolve()
     settings = read_settings(options)
     comparison = Comparison(settings, options.out, lambda line: print(line, flush=True))
+    print(f"{num_runs(settings)} runs in {options.out}, less those that are there already", flush=True)
     comparison.run(options.jobs)
     summaries = summarise(settings, comparison.results)
     costs = costs_of(options, settings, summaries)
