@@ -36,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line. Raises DataError when the page for the report has no place for it."""
     parser = Parser("Train one model with several optimizers, each with the same number of learning rates.")
     add = parser.add_argument
-    add("optimizers", nargs="+", type=Path, metavar="OPTIMIZER", help="YAML files (optimizer, schedule); first: baseline")
+    add("optimizers", nargs="+", type=Path, metavar="OPTIMIZER", help="YAML: optimizer, schedule; the first: baseline")
     add("--config", required=True, type=Path, help="model, data, schedule and token budget of all runs")
     add("--out", type=Path, default=Path("runs/compare-optimizers"), metavar="DIR", help="(%(default)s)")
     add("--center", action="append", default=[], metavar="NAME=RATE", help="where a grid starts; default: the YAML's")
