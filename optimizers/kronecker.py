@@ -1,7 +1,8 @@
 """What Shampoo and SOAP share: parameters as matrices, matrices as stacks of equal blocks, and the running means of
 G G^T and G^T G. A side is cut into as few parts as `block_size` allows, all of one length, the last filled up with
 zeros: so that a parameter is one array [N, R, C] and each of its moments is too. Zeros change nothing: their rows and
-columns of G G^T are zero, so no power of it mixes them with the others. To cut differently edit `grid_of`.
+columns of G G^T are zero, so no power of it mixes them with the others. To cut differently edit `grid_of`; to change
+what is kept of the gradients, `new_statistics`.
 
 Shapes: N blocks of a matrix, R rows and C columns of a block.
 """
@@ -12,7 +13,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from optimizers.base import Arrays, zeros
 from optimizers.enhanced_optimizers import bias_correction
+
+SIDES = ("left", "right")
 
 
 class Grid(NamedTuple):
@@ -80,10 +84,32 @@ def share_of_newest(step: mx.array, beta: float) -> mx.array:
 
 
 def left_statistic(mean_NRR: mx.array, gradient_NRC: mx.array, share: mx.array) -> mx.array:
-    """The running mean of G G^T with one gradient more (Gupta et al. 2018, algorithm 1; Shi et al. 2023, a mean)."""
-    return mean_NRR + share * (gradient_NRC @ gradient_NRC.swapaxes(1, 2) - mean_NRR)
+    """The running mean of G G^T with one gradient more (Gupta et al. 2018, algorithm 1; Shi et al. 2023, a mean).
+
+    Elements that are not finite start anew: nothing else would ever leave a running mean.
+    """
+    # A fourth of what `isfinite` takes on a CPU; NaN compares as false.
+    mended_NRR = mx.where(mx.abs(mean_NRR) < mx.inf, mean_NRR, 0.0)
+    return mended_NRR + share * (gradient_NRC @ gradient_NRC.swapaxes(1, 2) - mended_NRR)
 
 
 def right_statistic(mean_NCC: mx.array, gradient_NRC: mx.array, share: mx.array) -> mx.array:
     """The running mean of G^T G, likewise."""
     return left_statistic(mean_NCC, gradient_NRC.swapaxes(1, 2), share)
+
+
+def first_counts() -> Arrays:
+    """Both counts of a parameter, 0-d float32: `num_mended` is the updates', `num_damped` the refreshes'."""
+    return zeros("num_mended", "num_damped")(())
+
+
+def new_statistics(old: Arrays, gradient_NRC: mx.array, share: mx.array) -> Arrays:
+    """`left` and `right`, where they are kept, with one gradient more, and `num_mended`.
+
+    That counts, over all updates, the blocks' means that were not finite when an update began: from broken state, or a
+    gradient whose square is too large for float32.
+    """
+    rules = {"left": left_statistic, "right": right_statistic}
+    means = {side: rules[side](old[side], gradient_NRC, share) for side in SIDES if side in old}
+    broken = [mx.sum(mx.logical_not(mx.isfinite(old[side].sum(axis=2).sum(axis=1)))) for side in means]
+    return means | {"num_mended": sum(broken, old["num_mended"])}

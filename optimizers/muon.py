@@ -17,18 +17,7 @@ from typing import Annotated, Literal
 import mlx.core as mx
 from pydantic import Field, model_validator
 
-from optimizers.base import (
-    Arrays,
-    Group,
-    OptimizerConfig,
-    Shapes,
-    Update,
-    Updated,
-    check_globs,
-    compute_once,
-    matches,
-    nearest_names,
-)
+from optimizers.base import Arrays, Group, OptimizerConfig, Shapes, Update, Updated, check_globs, compute_once
 from optimizers.enhanced_optimizers import Beta, adamw_group, decayed
 from optimizers.newton_schulz import (
     COEFFICIENTS,
@@ -42,14 +31,19 @@ from optimizers.newton_schulz import (
     parted,
     stacks,
 )
+from optimizers.selection import LAYERS, select_matrices
 from utils.errors import ConfigError
 
-LAYERS = ("*layers.*",)
 NORMUON_EPS = 1e-8
 FLOAT32 = 4
 STACK, GRADIENT, DIRECTION = "stack", "gradient", "direction"
 
 UpdateScale = Literal["rms", "original"]
+
+
+def is_stack(shape: Sequence[int]) -> bool:
+    """Whether it is a matrix [R, C], or a stack [N, R, C] of matrices and not of vectors."""
+    return len(shape) == 2 or len(shape) == 3 and min(shape[1:]) > 1
 
 
 def scale_of(rows: int, columns: int, update_scale: UpdateScale) -> float:
@@ -108,7 +102,9 @@ class MuonConfig(OptimizerConfig):
     momentum_start: Beta | None = None
     """Where a warm-up of the momentum begins (nanochat: 0.85); null: there is none."""
     momentum_warmup_steps: int = Field(default=0, ge=0)
-    """Updates in which the momentum goes in a line from `momentum_start` to `momentum` (nanochat: 300)."""
+    """Updates in which the momentum goes in a line from `momentum_start` to `momentum` (nanochat: 300). Always updates,
+    whatever the length of the run: one with fewer never gets to `momentum`.
+    """
     nesterov: bool = True
     """Mix the gradient in once more before orthogonalising."""
     ns_steps: int = Field(default=5, ge=3, le=6)
@@ -151,7 +147,7 @@ class MuonConfig(OptimizerConfig):
     def groups(self, shapes: Shapes) -> list[Group]:
         """`muon` for the matrices of the layers and, where anything is left, `adamw` for it."""
         decay = self.decay_of(shapes)
-        matrices = self.matrix_shapes(shapes)
+        matrices = select_matrices(shapes, self.matrices, is_stack)
         rows = self.rows_of(matrices)
         own = {name: decay[name] for name in matrices}
         groups = [Group("muon", self.learning_rate, own, self.start, partial(muon, config=self, rows=rows))]
@@ -179,20 +175,6 @@ class MuonConfig(OptimizerConfig):
             return self.adamw_learning_rate
         return adamw_rate_like(self.learning_rate, matrices, self.update_scale)
 
-    def matrix_shapes(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what Muon updates. Raises ConfigError when that is nothing."""
-        check_globs("matrices", [glob for glob in self.matrices if glob not in LAYERS], shapes)
-        found = {
-            name: tuple(shape)
-            for name, shape in shapes.items()
-            if matches(name, self.matrices) and (len(shape) == 2 or len(shape) == 3 and min(shape[1:]) > 1)
-        }
-        if not found:
-            near = ", ".join(nearest_names(self.matrices[0] if self.matrices else "*", shapes))
-            globs = ", ".join(f"'{glob}'" for glob in self.matrices)
-            raise ConfigError(f"optimizer.matrices: no matrix matches {globs or '[]'}; there are: {near}")
-        return found
-
     def rows_of(self, matrices: Shapes) -> dict[str, tuple[int, ...]]:
         """Rows of the matrices of each parameter. Raises ConfigError for a glob of `splits` that does not fit."""
         check_globs("splits", self.splits, matrices)
@@ -209,7 +191,7 @@ class MuonConfig(OptimizerConfig):
 
     def update_bytes(self, shapes: Shapes) -> int:
         """What the largest stack leaves behind, and half of those of its shape before and after it."""
-        matrices = self.matrix_shapes(shapes)
+        matrices = select_matrices(shapes, self.matrices, is_stack)
         parts = part_shapes(matrices, self.rows_of(matrices))
         held: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for names in stacks(parts, self.ns_steps):

@@ -20,13 +20,11 @@ from pydantic import Field, field_validator
 from optimizers.base import Arrays, Group, OptimizerConfig, Refresh, Shapes, Update, Updated, compute_once, zeros
 from optimizers.enhanced_optimizers import Beta, adamw_group, adamw_moments, bias_correction, decayed
 from optimizers.inverse_root import LARGEST_STACK, inverse_roots, sum_of_squares
-from optimizers.kronecker import cut, grid_of, join, left_statistic, right_statistic, share_of_newest
+from optimizers.kronecker import SIDES, cut, first_counts, grid_of, join, new_statistics, share_of_newest
 from optimizers.selection import LAYERS, select_matrices
 
 Grafting = Literal["adam", "sgd", "momentum", "none"]
 
-SIDES = ("left", "right")
-DIMENSIONS = (2, 3, 4)
 LARGEST_DEGREE = 16
 """Of the roots: the power of a side is a fraction with at most this below its line."""
 FLOAT32 = 4
@@ -46,7 +44,7 @@ def start(shape: Sequence[int], block_size: int, ridge: float, grafting: Graftin
     for side, size in zip(SIDES, grid.block, strict=True):
         moments |= zeros(side, f"{side}_root")((grid.num_blocks, size, size))
         moments[f"{side}_ridge"] = mx.full((grid.num_blocks,), ridge, mx.float32)
-    return moments | zeros("num_damped")(())
+    return moments | first_counts()
 
 
 def shampoo(
@@ -73,10 +71,7 @@ def shampoo(
         old = update.moments[name]
         grid = grid_of(gradient.shape, block_size)
         gradient_NRC = cut(gradient, grid)
-        statistics = {
-            "left": left_statistic(old["left"], gradient_NRC, share),
-            "right": right_statistic(old["right"], gradient_NRC, share),
-        }
+        statistics = new_statistics(old, gradient_NRC, share)
         moments = update.settled(name, statistics | running_means(gradient, old, betas))
         momentum = first_scale * moments["first"]
         if grafting == "adam":
@@ -111,8 +106,8 @@ def renewed(moments: Mapping[str, Arrays], power: Fraction, ridge: float) -> dic
     """The roots of all statistics of a group, and what became of the ridges.
 
     A root that did not converge stays as it was, is counted, and is tried again at the next refresh with a ridge a
-    hundred times larger, up to the matrix's own norm, with which every finite matrix is positive definite. Nobody waits
-    to see whether it converged.
+    hundred times larger, up to the matrix's own norm, with which every finite matrix is positive definite; the next
+    update mends what is not finite. Nobody waits to see whether it converged.
     """
     keys = [(name, side) for name in moments for side in SIDES]
     roots = inverse_roots(
@@ -154,7 +149,7 @@ class ShampooConfig(OptimizerConfig):
     preconditioner_epsilon: float = Field(default=1e-5, ge=1e-12, le=1)
     """Ridge: this share of a block's Frobenius norm is added to all eigenvalues before the root. With 1e-5 fourth
     roots in float32 are right to 1e-3 whatever the rank, with 1e-6 to 5e-3. A block that needs a larger one gets it,
-    counted in `num_damped`.
+    counted in `num_damped`. (Means that are not finite start anew and count in `num_mended`.)
     """
     exponent_override: float | None = Field(default=None, gt=0, le=1)
     """The power e in L^(-e/2) m R^(-e/2); null: 0.5, which makes the fourth roots of Gupta et al., whose direction does
@@ -188,7 +183,7 @@ class ShampooConfig(OptimizerConfig):
     def groups(self, shapes: Shapes) -> list[Group]:
         """`shampoo` for the matrices of the layers and, where anything is left, `adamw` for it."""
         decay = self.decay_of(shapes)
-        matrices = select_matrices(shapes, self.matrices, DIMENSIONS)
+        matrices = select_matrices(shapes, self.matrices)
         rest = {name: decay[name] for name in shapes if name not in matrices}
         beta = self.betas[1] if self.shampoo_beta is None else self.shampoo_beta
         power = power_of(0.5 if self.exponent_override is None else self.exponent_override)
@@ -210,7 +205,7 @@ class ShampooConfig(OptimizerConfig):
 
     def update_bytes(self, shapes: Shapes) -> int:
         """What the kernels of the largest matrices hold, or those of all matrices."""
-        sizes = [math.prod(shape) for shape in select_matrices(shapes, self.matrices, DIMENSIONS).values()]
+        sizes = [math.prod(shape) for shape in select_matrices(shapes, self.matrices).values()]
         return FLOAT32 * min(UPDATE_ARRAYS * max(sizes), UPDATE_SHARE * sum(sizes))
 
     def refresh_bytes(self, shapes: Shapes) -> int:
@@ -224,7 +219,7 @@ class ShampooConfig(OptimizerConfig):
 
     def num_statistics(self, shapes: Shapes) -> int:
         """Numbers in the means of G G^T and G^T G of all blocks; the roots have as many."""
-        matrices = select_matrices(shapes, self.matrices, DIMENSIONS).values()
+        matrices = select_matrices(shapes, self.matrices).values()
         grids = [grid_of(shape, self.block_size) for shape in matrices]
         return sum(grid.num_blocks * side**2 for grid in grids for side in grid.block)
 

@@ -17,12 +17,9 @@ from pydantic import Field
 from optimizers.base import Arrays, Group, OptimizerConfig, Refresh, Shapes, Update, Updated, compute_once, zeros
 from optimizers.eigenbasis import LARGEST_STACK, Basis, renewed_bases, runs_alone
 from optimizers.enhanced_optimizers import Beta, adamw_group, bias_correction, decayed, second_moment
-from optimizers.kronecker import left_statistic, matrix_shape, right_statistic, share_of_newest
+from optimizers.kronecker import SIDES, first_counts, matrix_shape, new_statistics, share_of_newest
 from optimizers.selection import LAYERS, select_matrices
 
-SIDES = ("left", "right")
-STATISTICS = {"left": left_statistic, "right": right_statistic}
-DIMENSIONS = (2, 3, 4)
 FLOAT32 = 4
 ARRAYS_ALIVE, SHARE_ALIVE = 20, 1.6
 """Statistics of so many matrices are held by what MLX starts ahead, at most this share of all. Measured: 15 to 26, 1.3
@@ -43,7 +40,7 @@ def start(shape: Sequence[int], max_dim: int) -> Arrays:
     moments = zeros("first", "second")(shape)
     for side, size in sides_of(shape, max_dim).items():
         moments |= {side: mx.zeros((1, size, size), mx.float32), f"{side}_basis": mx.eye(size, dtype=mx.float32)[None]}
-    return moments | zeros("num_damped")(())
+    return moments | first_counts()
 
 
 def soap(update: Update, betas: tuple[float, float], eps: float, shampoo_beta: float) -> Updated:
@@ -64,18 +61,13 @@ def soap(update: Update, betas: tuple[float, float], eps: float, shampoo_beta: f
         gradient_1RC = gradient.reshape(1, *matrix_shape(gradient.shape))
         square = second_moment(turned(gradient_1RC, old).reshape(gradient.shape), old["second"], betas[1])
         first = betas[0] * old["first"] + (1 - betas[0]) * gradient
-        means = {side: STATISTICS[side](mended(old[side]), gradient_1RC, share) for side in SIDES if side in old}
-        moments = update.settled(name, {"first": first, "second": square} | means)
+        statistics = new_statistics(old, gradient_1RC, share)
+        moments = update.settled(name, {"first": first, "second": square} | statistics)
         mean_1RC = turned(moments["first"].reshape(gradient_1RC.shape), old)
         scale_1RC = mx.sqrt(moments["second"].reshape(gradient_1RC.shape)) * root_scale + eps
         change = first_rate * turned_back(mean_1RC / scale_1RC, old).reshape(gradient.shape)
         updated[name] = (decayed(update, name, rate) - change, moments)
     return updated
-
-
-def mended(mean: mx.array) -> mx.array:
-    """Starts anew what is not finite: nothing else would ever leave a running mean."""
-    return mx.where(mx.isfinite(mean), mean, 0.0)
 
 
 def turned(matrix_1RC: mx.array, moments: Arrays) -> mx.array:
@@ -99,6 +91,8 @@ def is_due(num_updates: int, frequency: int) -> bool:
 
 def renewed(moments: Mapping[str, Arrays], basis: Basis) -> dict[str, Arrays]:
     """New bases for all parameters of a group, and the count of those that had to be damped.
+
+    What was not finite and had been mended by an update before is in its `num_mended`.
 
     The second moment stays: each column of a new basis is in the place of the old column it takes after.
     """
@@ -142,7 +136,7 @@ class SOAPConfig(OptimizerConfig):
     def groups(self, shapes: Shapes) -> list[Group]:
         """`soap` for the matrices of the layers and, where anything is left, `adamw` for it."""
         decay = self.decay_of(shapes)
-        matrices = select_matrices(shapes, self.matrices, DIMENSIONS)
+        matrices = select_matrices(shapes, self.matrices)
         rest = {name: decay[name] for name in shapes if name not in matrices}
         shampoo_beta = self.betas[1] if self.shampoo_beta is None else self.shampoo_beta
         group = Group(
@@ -178,7 +172,7 @@ class SOAPConfig(OptimizerConfig):
 
     def statistic_bytes(self, shapes: Shapes) -> list[int]:
         """For each matrix the bytes of its means of G G^T and G^T G; its bases take as many."""
-        matrices = select_matrices(shapes, self.matrices, DIMENSIONS).values()
+        matrices = select_matrices(shapes, self.matrices).values()
         return [
             FLOAT32 * sum(size**2 for size in sides_of(shape, self.max_preconditioner_dim).values())
             for shape in matrices

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optimizers.kronecker import cut, grid_of, join, left_statistic, matrix_shape, right_statistic, share_of_newest
+from optimizers.kronecker import (
+    cut,
+    first_counts,
+    grid_of,
+    join,
+    left_statistic,
+    matrix_shape,
+    new_statistics,
+    right_statistic,
+    share_of_newest,
+)
 
 shapes = st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple)
 
@@ -63,3 +73,30 @@ def test_running_means_are_unbiased_from_the_first_step(beta: float) -> None:
         square = beta * square + (1 - beta) * gradient.swapaxes(1, 2) @ gradient
         np.testing.assert_allclose(np.array(left), mean / (1 - beta**step), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.array(right), square / (1 - beta**step), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_elements_that_are_not_finite_start_anew_and_their_blocks_are_counted(bad: float) -> None:
+    generator = np.random.default_rng(1)
+    gradient, left, right = (
+        generator.normal(size=shape).astype(np.float32) for shape in ((3, 2, 4), (3, 2, 2), (3, 4, 4))
+    )
+    left[1, 0, 1], right[0, 2, 3], right[0, 1, 1], right[2, 0, 0] = bad, bad, -bad, bad
+    old = {"left": mx.array(left), "right": mx.array(right)} | first_counts()
+    new = new_statistics(old, mx.array(gradient), mx.array(0.25))
+    assert new.keys() == {"left", "right", "num_mended"}
+    assert new["num_mended"].item() == 3
+    squares = {"left": gradient @ gradient.swapaxes(1, 2), "right": gradient.swapaxes(1, 2) @ gradient}
+    for side, mean in (("left", left), ("right", right)):
+        expected = 0.75 * np.where(np.isfinite(mean), mean, 0) + 0.25 * squares[side]
+        np.testing.assert_allclose(np.array(new[side]), expected, rtol=1e-5, atol=1e-6)
+    again = new_statistics(old | new, mx.array(gradient), mx.array(0.25))
+    assert again["num_mended"].item() == 3
+
+
+def test_sides_without_a_mean_stay_without_and_count_nothing() -> None:
+    old = {"right": mx.ones((1, 3, 3))} | first_counts()
+    new = new_statistics(old, mx.ones((1, 2, 3)), mx.array(1.0))
+    assert new.keys() == {"right", "num_mended"}
+    np.testing.assert_array_equal(np.array(new["right"]), np.full((1, 3, 3), 2.0))
+    assert new_statistics(first_counts(), mx.ones((1, 2, 3)), mx.array(1.0))["num_mended"].item() == 0

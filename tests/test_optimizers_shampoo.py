@@ -1,6 +1,7 @@
 """Shampoo against float64 NumPy with eigenvalues, block by block; what happens before there are roots and when they
 fail; and that resuming between two refreshes changes nothing."""
 
+import math
 from typing import Any
 
 import mlx.core as mx
@@ -14,12 +15,10 @@ from optimizers.base import Optimizer
 from optimizers.enhanced_optimizers import AdamWConfig
 from optimizers.inverse_root import LARGEST_STACK
 from optimizers.shampoo import ShampooConfig
+from tests.shampoo_oracle import DECAY, RATE, Numbers, shampoo_oracle
 from tests.tiny_run import needs_compiler
 from utils.errors import ConfigError
 
-Numbers = dict[str, np.ndarray]
-
-RATE, DECAY = 0.01, 0.1
 SHAPES: dict[str, tuple[int, ...]] = {
     "layers.0.square.weight": (8, 8),
     "layers.0.tall.weight": (21, 5),
@@ -28,7 +27,6 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "layers.0.experts.weight": (3, 4, 7),
     "layers.0.convolution.weight": (5, 2, 3, 2),
 }
-MATRIX_OF = {(3, 4, 7): (12, 7), (5, 2, 3, 2): (10, 6)}
 REST: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (7, 8), "layers.0.norm.weight": (8,), "layers.0.scale": ()}
 
 
@@ -60,56 +58,6 @@ def build(shapes: dict[str, tuple[int, ...]] = SHAPES, **settings: Any) -> Optim
         "start_preconditioning_step": 2,
     } | settings
     return ShampooConfig(**settings).build({name: mx.zeros(shape) for name, shape in shapes.items()})
-
-
-def root_of(matrix: np.ndarray, power: float, ridge: float = 1e-5) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix)
-    return vectors * (np.maximum(values, 0) + ridge * np.linalg.norm(matrix)) ** -power @ vectors.T
-
-
-def shampoo_block(weight: np.ndarray, gradients: list[np.ndarray], grafting: str, power: float) -> np.ndarray:
-    """Weights of one block, from the papers: plain running means, corrected where they are used."""
-    first_beta, second_beta, statistics_beta, eps = 0.9, 0.95, 0.8, 1e-8
-    m, v, left, right = (np.zeros(()) for _ in range(4))
-    roots = waiting = None
-    for t, g in enumerate(gradients, 1):
-        if t - 1 >= 2 and (t - 1) % 2 == 0:
-            correction = 1 - statistics_beta ** (t - 1)
-            waiting = root_of(left / correction, power), root_of(right / correction, power)
-        left = statistics_beta * left + (1 - statistics_beta) * g @ g.T
-        right = statistics_beta * right + (1 - statistics_beta) * g.T @ g
-        m = first_beta * m + (1 - first_beta) * g
-        v = second_beta * v + (1 - second_beta) * g**2
-        mean = m / (1 - first_beta**t)
-        velocity = sum(first_beta ** (t - 1 - index) * past for index, past in enumerate(gradients[:t]))
-        adam = mean / (np.sqrt(v / (1 - second_beta**t)) + eps)
-        step = {"adam": adam, "sgd": g, "momentum": velocity, "none": mean}[grafting]
-        if roots:
-            direction = roots[0] @ mean @ roots[1]
-            length = np.linalg.norm(direction) if grafting == "none" else np.linalg.norm(step)
-            step = direction * length / np.linalg.norm(direction)
-        weight = weight * (1 - RATE * DECAY) - RATE * step
-        roots = waiting
-    return weight
-
-
-def parts(length: int, size: int) -> list[slice]:
-    """As few equal parts as there can be; the last one may be shorter."""
-    part = -(-length // -(-length // size))
-    return [slice(start, min(start + part, length)) for start in range(0, length, part)]
-
-
-def shampoo_oracle(parameters: Numbers, gradients: list[Numbers], size: int, grafting: str, power: float) -> Numbers:
-    result = {}
-    for name, weight in parameters.items():
-        shape = MATRIX_OF.get(weight.shape, weight.shape)
-        found = np.empty(shape)
-        for rows in parts(shape[0], size):
-            for columns in parts(shape[1], size):
-                block = [gradient[name].reshape(shape)[rows, columns] for gradient in gradients]
-                found[rows, columns] = shampoo_block(weight.reshape(shape)[rows, columns], block, grafting, power)
-        result[name] = found.reshape(weight.shape)
-    return result
 
 
 def assert_changes_agree(ours: Any, oracle: Numbers, before: Numbers, tolerance: float = 1e-3) -> None:
@@ -273,7 +221,36 @@ def test_a_statistic_of_nan_leaves_the_root_of_before() -> None:
         assert moments["num_damped"].item() == count
         assert np.array(moments["left_ridge"]) <= 1
     assert not mx.array_equal(moments["right_root"], old_right).item()
-    assert {key for key in moments if key.startswith("num_")} == {"num_damped"}
+    assert {key for key in moments if key.startswith("num_")} == {"num_damped", "num_mended"}
+
+
+def largest_gradient(moments: dict[str, mx.array], gradient: Numbers) -> Numbers:
+    """Whose square float32 cannot hold."""
+    return gradient | {NAME: 1e25 * gradient[NAME]}
+
+
+def broken_state(moments: dict[str, mx.array], gradient: Numbers) -> Numbers:
+    """NaN in one of the four blocks, on one side."""
+    moments["left"] = moments["left"] * mx.array([1.0, math.nan, 1.0, 1.0])[:, None, None]
+    return gradient
+
+
+@pytest.mark.parametrize(("accident", "count"), [(largest_gradient, 8), (broken_state, 1)])
+def test_statistics_that_are_not_finite_start_anew_and_roots_follow(accident: Any, count: int) -> None:
+    optimizer = build(block_size=4, grafting="none")
+    moments = optimizer.state["parameters"][NAME]
+    gradients = [draw(seed) for seed in range(1, 41)]
+    parameters = train(optimizer, gradients[:6], to_mlx(draw(0)))
+    frozen = moments["left_root"]
+    parameters = train(optimizer, [accident(moments, gradients[6])], parameters, 6)
+    parameters = train(optimizer, gradients[7:20], parameters, 7)
+    assert moments["num_mended"].item() == optimizer.counts()["num_mended"].item() == count
+    damped = moments["num_damped"].item()
+    parameters = train(optimizer, gradients[20:], parameters, 20)
+    assert (moments["num_mended"].item(), moments["num_damped"].item()) == (count, damped)
+    np.testing.assert_allclose(np.array(moments["left_ridge"]), 1e-5, rtol=1e-5)
+    assert mx.all(mx.any(moments["left_root"] != frozen, axis=(1, 2))).item()
+    assert all(mx.all(mx.isfinite(array)).item() for array in parameters.values())
 
 
 def test_every_block_that_failed_counts() -> None:
@@ -359,6 +336,7 @@ def test_the_memory_that_is_planned_for(
     monkeypatch.setattr(inverse_root_module, "LARGEST_STACK", stack)
     monkeypatch.setattr(shampoo_module, "LARGEST_STACK", stack)
     config = ShampooConfig(block_size=size)
+    others = mx.get_active_memory()
     parameters = {name: mx.ones(shape) for name, shape in shapes.items()}
     gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
     optimizer = config.build(parameters)
@@ -378,4 +356,6 @@ def test_the_memory_that_is_planned_for(
         mx.eval(parameters, optimizer.state)
         beside, alone = (config.refresh_bytes(shapes), config.renewal_bytes(shapes)) if updates else (0, 0)
         planned = held + max(ahead + config.update_bytes(shapes) + beside, alone)
-        assert mx.get_peak_memory() == pytest.approx(planned, rel=0.15), updates
+        # How many iterations are under way at once is a matter of time.
+        least = 0.8 if updates else 0.85
+        assert least < (mx.get_peak_memory() - others) / planned < 1.15, updates

@@ -185,6 +185,7 @@ def test_sides_that_are_too_long_or_of_length_one_have_no_basis() -> None:
         "second": (20, 8),
         "right": (1, 8, 8),
         "right_basis": (1, 8, 8),
+        "num_mended": (),
         "num_damped": (),
     }
 
@@ -258,6 +259,18 @@ def test_a_broken_statistic_is_damped_counted_and_recovers(kind: str, method: st
     assert all(np.isfinite(array).all() for array in to_numpy(optimizer.state_dict()).values())
     values = np.linalg.eigvalsh(np.array(moments["left"][0], np.float64))
     assert values.min() > -1e-2 * values.max()
+
+
+@pytest.mark.parametrize("method", ["qr", "eigh"])
+def test_what_breaks_and_is_mended_between_two_renewals_is_counted_too(method: str) -> None:
+    shapes = {"layers.0.weight": (9, 6), "layers.1.weight": (9, 6)}
+    optimizer = build(shapes, basis=method, precondition_frequency=4)
+    parameters = train(optimizer, [draw(seed, shapes) for seed in range(1, 6)], to_mlx(draw(0, shapes)))
+    moments = optimizer.state["parameters"]["layers.0.weight"]
+    moments["left"] = broken_statistic("nan", 9)
+    train(optimizer, [draw(seed, shapes) for seed in range(6, 10)], parameters, first=5)
+    assert {key: count.item() for key, count in optimizer.counts().items()} == {"num_mended": 1, "num_damped": 0}
+    assert moments["num_mended"].item() == 1
 
 
 @settings(deadline=None, max_examples=8)
