@@ -3,9 +3,9 @@
 The norm of every gradient array comes out of the compiled step, which needs it for clipping. The rest is made outside,
 and only for updates that are logged so: the weights from before are kept by reference (the new ones then go into the
 memory of the gradients, so it costs none), and two vectors are computed from old and new behind the update, started
-and read late as everything else. An update is often near a thousandth of
-the weight; a layer far from the others is where to look. All figures are of the weights before the update and of the
-gradient before clipping. To cut a model into layers otherwise, edit `layer_of`.
+and read late as everything else. An update is often near a thousandth of the weight; a layer far from the others is
+where to look. All figures are of the weights before the update and of the gradient before clipping. To cut a model into
+layers otherwise, edit `layer_of`.
 """
 
 import math

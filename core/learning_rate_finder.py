@@ -3,7 +3,8 @@ arXiv 1506.01186), and what to read from it.
 
 It is training: the same parts, the same compiled step, real batches in their order, and afterwards weights, optimizer,
 averages, guard and random numbers are bit for bit what they were. All groups of the optimizer, also those with a
-schedule of their own, are multiplied alike. To read the curve otherwise, edit `suggest`.
+schedule of their own, are multiplied alike. To read the curve otherwise, edit `suggest`; whose rate a hybrid's curve
+shows, `reference_of`.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from core.evaluation import number
 from core.session import StepOutput
 from core.training import assign, make_step, noise_seed, to_micro_batches
 from data.batch import Batch
+from optimizers.hybrid_optimizer import HybridConfig
 from utils.errors import ConfigError
 from utils.memory import format_bytes
 
@@ -54,7 +56,7 @@ class Point(NamedTuple):
     """One update."""
 
     learning_rate: float
-    """As `optimizer.learning_rate` would be."""
+    """As `optimizer.learning_rate` would be, or that of the group in `reference_of`."""
     loss: float
     """Nats per token of the next batch, so the first that the update acts on."""
 
@@ -67,6 +69,23 @@ class Curve(NamedTuple):
     points: list[Point]
     diverged: bool
     """False: the largest rate was tried."""
+
+
+class Reference(NamedTuple):
+    """What the learning rates of a search are learning rates of."""
+
+    learning_rate: float
+    """As the config has it: what is tried, divided by this, multiplies all groups."""
+    group: str | None
+    """None: `optimizer.learning_rate`."""
+
+
+def reference_of(parts: Parts, config: Config) -> Reference:
+    """`optimizer.learning_rate`; for a hybrid that does not give it to all of its groups, the largest of theirs."""
+    if isinstance(config.optimizer, HybridConfig) and not config.optimizer.gives_learning_rate:
+        fastest = max(parts.optimizer.groups, key=lambda group: group.learning_rate)
+        return Reference(fastest.learning_rate, fastest.name)
+    return Reference(config.optimizer.learning_rate, None)
 
 
 def check_range(tried: Range) -> None:
@@ -119,11 +138,11 @@ def find(parts: Parts, group: Any, config: Config, tried: Range, report: Report 
     loader = parts.dataset.batches(plan.batch_size, micro_batch_size=plan.micro_batch_size)
     with unchanged(parts), contextlib.closing(loader) as batches:
         step = make_step(parts, group, config)
-        rates = tried.rates()
+        rates, reference = tried.rates(), reference_of(parts, config).learning_rate
         losses: list[float] = []
         diverged = False
         for index, rate in enumerate([*rates, rates[-1]]):  # The last update's loss is that of one batch more.
-            output = update(parts, step, next(batches)[0], rate / config.optimizer.learning_rate, index, config.seed)
+            output = update(parts, step, next(batches)[0], rate / reference, index, config.seed)
             losses.append(number(output.loss))
             report(index, losses[-1])
             diverged = has_diverged(losses) or number(output.skipped) > 0

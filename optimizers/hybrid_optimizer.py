@@ -40,8 +40,11 @@ class HybridGroup(Section):
 
     def taking(self, values: Mapping[str, Any]) -> "HybridGroup":
         """The group, its optimizer with those of `values` that it does not set itself."""
-        new = {key: value for key, value in values.items() if key not in self.optimizer.model_fields_set}
-        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update=new)})
+        stated = self.optimizer.model_fields_set
+        new = {key: value for key, value in values.items() if key not in stated}
+        optimizer = self.optimizer.model_copy(update=new)
+        optimizer.model_fields_set.intersection_update(stated)  # What was handed down stays known as such.
+        return self.model_copy(update={"optimizer": optimizer})
 
 
 class Part(NamedTuple):
@@ -135,6 +138,25 @@ class HybridConfig(OptimizerConfig):
         # Now and not when built, so that a run's config.yaml, in which everything is stated, says what was used.
         object.__setattr__(self, "members", tuple(member.taking(given) for member in self.members))
         return self
+
+    @property
+    def ignores_learning_rate(self) -> bool:
+        """Whether every group states a learning rate, so that the hybrid's changes nothing."""
+        return all("learning_rate" in member.optimizer.model_fields_set for member in self.members)
+
+    @property
+    def gives_learning_rate(self) -> bool:
+        """Whether every group has its learning rate from the hybrid."""
+        return list(self.handed_down().values()).count("learning_rate") == len(self.members)
+
+    def handed_down(self) -> dict[str, str]:
+        """What groups have from the hybrid: dotted path of a value in them -> its key here."""
+        return {
+            f"groups[{index}].optimizer.{key}": key
+            for index, member in enumerate(self.members)
+            for key in HANDED_DOWN
+            if key in self.model_fields_set and key not in member.optimizer.model_fields_set
+        }
 
     def groups(self, shapes: Shapes) -> list[Group]:
         """Those of every optimizer, `adamw` of groups[1] as `1-adamw`.

@@ -79,6 +79,24 @@ def test_every_optimizer_reads_its_own_keys_only(tmp_path: Path, name: str) -> N
     assert config.training.weight_ema == (0.99 if averaged else None)
 
 
+@pytest.mark.parametrize("grafting", ["sgd", "momentum", "none"])
+def test_the_grafting_optimizer_is_shampoos_grafting(tmp_path: Path, grafting: str) -> None:
+    optimization = {"optimizer": "shampoo", "grafting_optimizer": grafting}
+    config = load(changed(tmp_path, {"training.optimization": optimization}))
+    assert dump(config.optimizer)["grafting"] == grafting
+
+
+@pytest.mark.parametrize(
+    ("keys", "betas"),
+    [({"beta1": 0.7}, [0.7, 0.95]), ({"beta2": 0.7}, [0.9, 0.7]), ({"beta1": 0.6, "beta2": 0.7}, [0.6, 0.7])],
+)
+def test_one_beta_alone_is_joined_by_the_usual_other(
+    tmp_path: Path, keys: dict[str, float], betas: list[float]
+) -> None:
+    config = load(changed(tmp_path, {"training.optimization": {"optimizer": "adamw", **keys}}))
+    assert dump(config.optimizer)["betas"] == betas
+
+
 @pytest.mark.parametrize("name", ["adafactor", "amdaw"])
 def test_an_optimizer_this_version_lacks_is_an_error_that_names_what_there_is(tmp_path: Path, name: str) -> None:
     (problem,) = problems(changed(tmp_path, {"training.optimization.optimizer": name}))

@@ -12,7 +12,18 @@ from mlx.utils import tree_flatten
 import core.learning_rate_finder as finder
 from core.assembly import Parts, build_parts
 from core.config import Config
-from core.learning_rate_finder import Curve, Point, Range, check_memory, check_range, find, smoothed, suggest, unchanged
+from core.learning_rate_finder import (
+    Curve,
+    Point,
+    Range,
+    check_memory,
+    check_range,
+    find,
+    reference_of,
+    smoothed,
+    suggest,
+    unchanged,
+)
 from distributed.group import SingleConfig
 from optimizers import OPTIMIZERS
 from tests.tiny_run import losses, quiet_train, tiny_config
@@ -53,8 +64,11 @@ def curve_of(function: Any, rates: list[float], *, diverged: bool = True) -> Cur
 
 @pytest.mark.parametrize("row", OPTIMIZERS)
 def test_every_optimizer_is_searched_and_left_as_it_was(tmp_path: Path, row: str) -> None:
+    average = None if row.startswith("schedule_free") else 0.9
     config = tiny_config(
-        tmp_path, optimizer={"type": row, "learning_rate": 1e-3}, training={"weight_ema": 0.9, "micro_batch_size": 4}
+        tmp_path,
+        optimizer={"type": row, "learning_rate": 1e-3},
+        training={"weight_ema": average, "micro_batch_size": 4},
     )
     parts = parts_of(config)
     mx.random.seed(7 << 32 | 5)  # Both halves of a key count.
@@ -124,9 +138,27 @@ def test_every_group_gets_the_multiplier_also_those_with_a_schedule_of_their_own
     monkeypatch.setattr(finder, "make_step", watched)
     find(parts, GROUP, config, Range(1e-5, 1e-3, 20))
     own = np.array([group.learning_rate for group in parts.optimizer.groups])
-    expected = np.geomspace(1e-5, 1e-3, 20)[:, None] / 1e-2 * own
+    expected = (
+        np.geomspace(1e-5, 1e-3, 20)[:, None] / 0.02 * own
+    )  # No group has the hybrid's: so the largest of theirs.
     np.testing.assert_allclose(asked[:20], expected, rtol=1e-5)
     assert len(asked) == 21
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [((None, None), (0.01, None)), ((0.001, None), (0.01, "1-adamw")), ((0.03, 0.2), (0.2, "1-adamw"))],
+)
+def test_whose_learning_rate_is_searched_in_a_hybrid(
+    tmp_path: Path, rates: tuple[float | None, ...], expected: tuple[float, str | None]
+) -> None:
+    stated = [{} if rate is None else {"learning_rate": rate} for rate in rates]
+    groups = [
+        {"match": ["*layers.*"], "optimizer": {"type": "lion", **stated[0]}},
+        {"match": ["*"], "optimizer": {"type": "adamw", **stated[1]}},
+    ]
+    config = tiny_config(tmp_path, optimizer={"type": "hybrid", "learning_rate": 0.01, "groups": groups})
+    assert reference_of(parts_of(config), config) == expected
 
 
 def test_refreshes_happen_as_in_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +181,16 @@ def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
     assert curve.diverged
     assert len(curve.points) == 5
     assert math.isnan(curve.points[-1].loss)
+
+
+def test_a_gradient_that_is_not_finite_ends_it(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, objective={"type": "tests.toy_objectives:SteepConfig", "row": 40})
+    seen: list[float] = []
+    curve = find(parts_of(config), GROUP, config, TRIED, lambda step, loss: seen.append(loss))
+    assert curve.diverged
+    assert len(curve.points) == 5
+    assert len(seen) == 6
+    assert all(math.isfinite(loss) for loss in seen)
 
 
 def test_a_loss_that_rises_ends_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from core.config import Config, build_section, dump, editor_schema, load, to_yaml
+from core.config import Config, build_section, dump, editor_schema, load, load_with_notes, to_yaml
 from core.training import main
 from optimizers import OPTIMIZERS
 from optimizers.base import Optimizer
@@ -125,6 +125,49 @@ def test_what_a_group_does_not_state_it_takes_from_the_hybrid() -> None:
     assert (lion.learning_rate, lion.weight_decay, sgd.learning_rate, sgd.weight_decay) == (2e-4, 0.5, 0.1, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "rates", "ignores", "gives"),
+    [
+        ({}, (None, None), False, False),
+        ({"learning_rate": 0.25}, (None, None), False, True),
+        ({"learning_rate": 0.25}, (0.5, None), False, False),
+        ({"learning_rate": 0.25}, (0.5, 0.25), True, False),
+        ({}, (0.5, 0.25), True, False),
+    ],
+)
+def test_whether_a_learning_rate_of_the_hybrid_changes_anything(
+    settings: dict[str, float], rates: tuple[float | None, ...], ignores: bool, gives: bool
+) -> None:
+    stated: list[dict[str, Any]] = [{} if rate is None else {"learning_rate": rate} for rate in rates]
+    groups = group("*layers.*", "muon", **stated[0]), group("*", "adamw", **stated[1])
+    config = hybrid(*groups, **settings)
+    assert (config.ignores_learning_rate, config.gives_learning_rate) == (ignores, gives)
+    others = hybrid(*groups, **settings | {"learning_rate": 0.75})
+    assert ignores == (config.members == others.members)
+    assert all(member.optimizer.learning_rate == 0.75 for member in others.members) == (rates == (None, None))
+
+
+def test_what_is_handed_down_comes_from_where_the_hybrid_states_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "optimizer:\n  type: hybrid\n  weight_decay: 0.3\n  groups:\n"
+        "    - match: ['*']\n      optimizer: {type: sgd, momentum: 0.8}\n"
+    )
+    loaded = load_with_notes(tmp_path / "config.yaml", ["optimizer.learning_rate=0.2"])
+    origins = {key: loaded.provenance[f"optimizer.groups[0].optimizer.{key}"] for key in loaded_keys(loaded.config)}
+    assert {key: origin.rpartition("/")[2] for key, origin in origins.items()} == {
+        "type": "config.yaml:6",
+        "momentum": "config.yaml:6",
+        "nesterov": "default",
+        "learning_rate": "command line",
+        "weight_decay": "config.yaml:3",
+        "no_decay": "default",
+    }
+
+
+def loaded_keys(config: Config) -> list[str]:
+    return list(dump(config.optimizer)["groups"][0]["optimizer"])
+
+
 def test_a_saved_config_says_what_was_used_and_loads_back_to_it(tmp_path: Path) -> None:
     config = build_section(
         Config,
@@ -214,8 +257,12 @@ BAD: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
         [group("*layers.*", "hybrid"), group("*", "adamw")],
         [r"optimizer\.groups: the optimizer of groups\[0\] is a hybrid again"],
     ),
-    "no groups": ([], [r"optimizer\.groups: .*at least 1 item"]),
-    "no globs": ([group([], "sgd")], [r"optimizer\.groups\[0\]\.match: .*at least 1 item"]),
+    "no groups": ([], [r"optimizer\.groups: expected at least 1 entry, got none$"]),
+    "no globs": ([group([], "sgd")], [r"optimizer\.groups\[0\]\.match: expected at least 1 entry, got none$"]),
+    "a glob that is no list": (
+        [{"match": "*", "optimizer": {"type": "sgd"}}],
+        [r"groups\[0\]\.match: expected a list, got '\*'; try \['\*'\]$"],
+    ),
     "an unknown optimizer": (
         [group("*", "adamx")],
         [r"groups\[0\]\.optimizer\.type: unknown optimizer 'adamx' \(did you mean 'adam"],

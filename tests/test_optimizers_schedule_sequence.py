@@ -99,7 +99,7 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
         [{"from": 0, "schedule": LINE}, {"from": 15, "schedule": {"type": "cosine", "warmup": "6 steps"}}],
         r"parts\[1\], to whose schedule its 5 steps are the whole run: schedule\.warmup is 6 steps but .* only 5",
     ),
-    "no parts": ([], r"schedule\.parts: .*at least 1 item"),
+    "no parts": ([], r"schedule\.parts: expected at least 1 entry, got none$"),
     "a part without a start": ([{"schedule": LINE}], r"schedule\.parts\[0\]\.from: is required"),
     "a negative scale": ([{"from": 0, "scale": -1, "schedule": LINE}], r"schedule\.parts\[0\]\.scale: .*got -1"),
     "a misspelt key": (

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from tests.processes import write_yaml
 from tests.tool_files import load_tool
@@ -41,6 +42,28 @@ def test_groups_with_rates_of_their_own_are_told_theirs(tmp_path: Path, capsys: 
     found = json.loads((out / "learning-rate.json").read_text())["learning_rate"]
     printed = capsys.readouterr().out
     assert f"all groups times {found / 0.02:.2g}: muon {found:.2g}, adamw {found / 10:.2g}" in printed
+
+
+def test_a_hybrid_whose_groups_state_theirs_is_told_what_to_multiply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda axes, text: labels.append(text))
+    groups = [
+        {"match": ["*layers.*"], "optimizer": {"type": "muon", "learning_rate": 0.02, "adamw_learning_rate": 0.002}},
+        {"match": ["*"], "optimizer": {"type": "adamw", "learning_rate": 0.004}},
+    ]
+    config = write_yaml(tmp_path, optimizer={"type": "hybrid", "groups": groups})
+    assert call("--config", config, *FAST, "--out", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "learning-rate.json").read_text())
+    rate = found["learning_rate"]
+    assert found["group"] == "0-muon"
+    lines = capsys.readouterr().out.splitlines()
+    each = f"0-muon {rate:.2g}, 0-adamw {rate / 10:.2g}, 1-adamw {rate / 5:.2g}"
+    assert f"multiply the learning rate of every group by {rate / 0.02:.2g}: {each}" in lines
+    assert f"where, in learning rates of 0-muon, {found['reason']}" in lines
+    assert not any(line.startswith("optimizer.learning_rate") for line in lines)
+    assert labels[-1] == "learning rate of 0-muon, the other groups in proportion"
 
 
 def test_values_on_the_command_line_win_and_data_parallel_needs_no_launcher(tmp_path: Path) -> None:

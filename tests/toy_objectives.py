@@ -60,3 +60,23 @@ class Broken(Objective):
 
     def evaluate(self, model: Any, batch: Batch) -> Loss:
         return self.causal.evaluate(model, batch)
+
+
+class SteepConfig(BrokenConfig):
+    """Next-token loss that stays finite while its gradient does not."""
+
+    type: str = "tests.toy_objectives:SteepConfig"
+    """steep"""
+
+    def build(self, num_tokens: int) -> "Steep":
+        return Steep(self.row)
+
+
+class Steep(Broken):
+    """Adds the root of zero, whose slope is infinite, once the optimizer has seen enough."""
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        loss = self.causal(model, batch)
+        broken = self.seen == self.row
+        self.seen += batch.tokens.shape[0]
+        return loss._replace(total=loss.total + mx.sqrt(loss.total - mx.stop_gradient(loss.total))) if broken else loss

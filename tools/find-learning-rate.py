@@ -2,7 +2,8 @@
 
 A short training with a rising learning rate, a picture of the loss against it, and a suggested value with its reason.
 Nothing is saved but the picture and the numbers: `<out_dir>/<name>-learning-rate/` without --out, never in a run. What
-is done and how the curve is read: core/learning_rate_finder.py.
+is done and how the curve is read: core/learning_rate_finder.py. A hybrid whose groups have learning rates of their own
+is told what to multiply them all by; the rates are then those of its fastest group.
 """
 
 import core  # noqa: F401  # isort: skip
@@ -17,10 +18,12 @@ from core.config import Config, dump, load_with_notes
 from core.learning_rate_finder import (
     Curve,
     Range,
+    Reference,
     Suggestion,
     check_memory,
     check_range,
     find,
+    reference_of,
     smoothed,
     suggest,
 )
@@ -61,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = build_parts(config, config.distributed.build(), None, print)
     set_limits(parts.plan.memory_limit, check_memory(parts))
     curve = search(parts, config, tried)
-    suggestion = suggest(curve)
-    write(folder, config, curve, suggestion)
-    for line in describe(parts, config, suggestion):
+    suggestion, reference = suggest(curve), reference_of(parts, config)
+    write(folder, config, curve, suggestion, reference)
+    for line in describe(parts, suggestion, reference):
         print(line)
     print(f"wrote {folder / 'learning-rate.png'} and {folder / 'learning-rate.json'}")
 
@@ -90,7 +93,7 @@ def search(parts: Parts, config: Config, tried: Range) -> Curve:
         show.close()
 
 
-def write(folder: Path, config: Config, curve: Curve, suggestion: Suggestion) -> None:
+def write(folder: Path, config: Config, curve: Curve, suggestion: Suggestion, reference: Reference) -> None:
     """The picture and the numbers. Raises DataError when they cannot be written."""
     rates, losses = [point.learning_rate for point in curve.points], [point.loss for point in curve.points]
     averages = smoothed(curve)
@@ -102,6 +105,7 @@ def write(folder: Path, config: Config, curve: Curve, suggestion: Suggestion) ->
     found = {
         "optimizer": dump(config.optimizer),
         "learning_rate": suggestion.learning_rate,
+        "group": reference.group,
         "reason": suggestion.reason,
         "first_loss": curve.first_loss,
         "diverged": curve.diverged,
@@ -109,21 +113,26 @@ def write(folder: Path, config: Config, curve: Curve, suggestion: Suggestion) ->
     }
     try:
         (folder / "learning-rate.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        plot_rates(
-            rates, losses, averages, marks, folder / "learning-rate.png", f"{config.name}: {config.optimizer.type}"
-        )
+        title = f"{config.name}: {config.optimizer.type}"
+        plot_rates(rates, losses, averages, marks, folder / "learning-rate.png", title, reference.group or "")
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror}; name another folder with --out") from error
 
 
-def describe(parts: Parts, config: Config, suggestion: Suggestion) -> list[str]:
+def describe(parts: Parts, suggestion: Suggestion, reference: Reference) -> list[str]:
     """The suggestion for a person; where groups have learning rates of their own, of each."""
     if suggestion.learning_rate is None:
         return [f"no suggestion: {suggestion.reason}"]
+    multiplier = suggestion.learning_rate / reference.learning_rate
+    groups = parts.optimizer.groups
+    each = ", ".join(f"{group.name} {group.learning_rate * multiplier:.2g}" for group in groups)
+    if reference.group is not None:
+        return [
+            f"multiply the learning rate of every group by {multiplier:.2g}: {each}",
+            f"where, in learning rates of {reference.group}, {suggestion.reason}",
+        ]
     lines = [f"optimizer.learning_rate: {suggestion.learning_rate:g}, where {suggestion.reason}"]
-    multiplier = suggestion.learning_rate / config.optimizer.learning_rate
-    if any(group.learning_rate != config.optimizer.learning_rate for group in parts.optimizer.groups):
-        each = ", ".join(f"{group.name} {group.learning_rate * multiplier:.2g}" for group in parts.optimizer.groups)
+    if any(group.learning_rate != reference.learning_rate for group in groups):
         lines.append(f"all groups times {multiplier:.2g}: {each}")
     return lines
 

@@ -99,7 +99,9 @@ def _any_of(names: list[str]) -> str:
 
 def _coerce_list(arguments: tuple, node: Node, path: str, problems: list[str]) -> Any:
     if not isinstance(node, Sequence):
-        return _fail(problems, node, path, f"expected a list, got {describe(node)}")
+        one = isinstance(node, Scalar) and node.value is not None and arguments[:1] == (str,)
+        hint = f"; try [{describe(node)}]" if one else ""
+        return _fail(problems, node, path, f"expected a list, got {describe(node)}{hint}")
     repeated = len(arguments) < 2 or arguments[1] is Ellipsis
     if not repeated and len(node.items) != len(arguments):
         return _fail(problems, node, path, f"expected a list of {len(arguments)} values, got {len(node.items)}")
@@ -219,6 +221,9 @@ def _reason(detail: ErrorDetails, seen: Node) -> str:
         return str(detail.get("ctx", {}).get("error", detail["msg"]))
     if detail["type"] == "none_required":
         return f"expected null, got {describe(seen)}"
+    if detail["type"] == "too_short" and isinstance(seen, Sequence):
+        least = detail.get("ctx", {}).get("min_length", 1)
+        return f"expected at least {least} {'entry' if least == 1 else 'entries'}, got {len(seen.items) or 'none'}"
     message = detail["msg"].removeprefix("Input ").replace("should be", "must be")
     return f"{message}, got {describe(seen) if isinstance(seen, Scalar) else scalar_text(detail['input'])}"
 

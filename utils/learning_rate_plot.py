@@ -23,10 +23,17 @@ def plot_rates(
     marks: Mapping[str, float],
     path: str | Path,
     title: str,
+    whose: str = "",
 ) -> None:
-    """Draw losses [points] against rates [points] into a PNG at `path`; `marks`: label -> rate."""
+    """Draw losses [points] against rates [points] into a PNG at `path`; `marks`: label -> rate.
+
+    `whose`: the group whose rates they are, where all others are in proportion.
+    """
     figure = Figure(figsize=(9, 5), dpi=130, layout="constrained")
-    draw_rates(figure.subplots(), rates, losses, smoothed, marks)
+    axes = figure.subplots()
+    draw_rates(axes, rates, losses, smoothed, marks)
+    if whose:
+        axes.set_xlabel(f"learning rate of {whose}, the other groups in proportion")
     figure.suptitle(title, fontsize=11)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
