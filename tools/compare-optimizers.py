@@ -84,7 +84,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
     config = load(options.config)
     for name, path in optimizers.items():
         centers.setdefault(name, load(path).optimizer.learning_rate)
-        if ignores_rate(path, centers[name]):
+        optimizer = load(path).optimizer
+        if isinstance(optimizer, HybridConfig) and optimizer.ignores_learning_rate:
             problems.append(
                 f"{path}: every group states its own learning_rate, so a grid of rates would change nothing"
             )
@@ -95,12 +96,6 @@ def read_settings(options: argparse.Namespace) -> Settings:
     seeds = tuple(config.seed + index for index in range(options.seeds))
     shares = tuple(sorted(set(options.share)))
     return Settings(options.config, optimizers, centers, seeds, options.trials, options.factor, shares)
-
-
-def ignores_rate(path: Path, rate: float) -> bool:
-    """Whether a hybrid's groups all stay as they are when its learning rate is another."""
-    one, other = (load(path, [f"optimizer.learning_rate={value}"]).optimizer for value in (rate, 2 * rate))
-    return isinstance(one, HybridConfig) and isinstance(other, HybridConfig) and one.members == other.members
 
 
 def costs_of(options: argparse.Namespace, settings: Settings, summaries: Sequence[Summary]) -> dict[str, Cost]:
