@@ -30,8 +30,8 @@ LARGEST_DEGREE = 16
 FLOAT32 = 4
 UPDATE_ARRAYS, UPDATE_SHARE = 36, 12
 """Arrays of the largest matrix's size among the kernels of an update that are alive at once, if there are so many."""
-ROOT_ARRAYS = 38
-"""Arrays of a stack's size among the last kernels of a refresh. Measured: 32 to 48 for models of 5M to 26M."""
+ROOT_ARRAYS = 34
+"""Arrays of a stack's size among the last kernels of a refresh. Measured: 32 to 48 for models of 5M to 26M, and 26."""
 STRONGER, WEAKER = 100.0, 0.5
 """What multiplies the ridge of a block whose root failed, and of one whose root did not."""
 TINY = 1e-30

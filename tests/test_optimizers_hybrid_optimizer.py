@@ -336,7 +336,9 @@ def test_an_update_holds_the_bytes_that_are_promised(first: str, second: str) ->
         done = compiled(gradients, mx.array(True))
         del gradients
         mx.eval(done, state)
-    assert mx.get_peak_memory() - before == pytest.approx(config.update_bytes(shapes), rel=0.25, abs=0.05 * before)
+    # Whether two groups iterate at the same time, or almost one after the other, is a matter of time.
+    least = 0.65 if first == "muon" else 0.95
+    assert least < (mx.get_peak_memory() - before) / config.update_bytes(shapes) < 1.05
 
 
 def test_all_groups_may_refresh_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
