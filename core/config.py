@@ -21,7 +21,6 @@ from data.text import DataConfig
 from distributed.group import DistributedConfig
 from models.base import ModelConfig
 from optimizers.base import OptimizerConfig
-from optimizers.hybrid_optimizer import HybridConfig
 from optimizers.schedules import ScheduleConfig
 from utils.cli import Parser, run_command
 from utils.coercion import build
@@ -173,9 +172,8 @@ def load_with_notes(path: str | Path, overrides: AnySequence[str] = ()) -> Loade
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     provenance = {path: _origin(layers.root, steps) for path, steps in _leaves(dump(config), "", ())}
-    if isinstance(config.optimizer, HybridConfig):
-        taken = config.optimizer.handed_down().items()
-        provenance |= {f"optimizer.{path}": provenance[f"optimizer.{key}"] for path, key in taken}
+    taken = config.optimizer.handed_down().items()
+    provenance |= {f"optimizer.{path}": provenance[f"optimizer.{key}"] for path, key in taken}
     return LoadedConfig(config, layers.notes, provenance, layers.overwrite)
 
 

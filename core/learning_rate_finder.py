@@ -21,7 +21,6 @@ from core.evaluation import number
 from core.session import StepOutput
 from core.training import assign, make_step, noise_seed, to_micro_batches
 from data.batch import Batch
-from optimizers.hybrid_optimizer import HybridConfig
 from utils.errors import ConfigError
 from utils.memory import format_bytes
 
@@ -82,7 +81,7 @@ class Reference(NamedTuple):
 
 def reference_of(parts: Parts, config: Config) -> Reference:
     """`optimizer.learning_rate`; for a hybrid that does not give it to all of its groups, the largest of theirs."""
-    if isinstance(config.optimizer, HybridConfig) and not config.optimizer.gives_learning_rate:
+    if not config.optimizer.gives_learning_rate:
         fastest = max(parts.optimizer.groups, key=lambda group: group.learning_rate)
         return Reference(fastest.learning_rate, fastest.name)
     return Reference(config.optimizer.learning_rate, None)

@@ -240,7 +240,7 @@ def refresh_bytes(step: Step, *, on_its_own: bool) -> int:
         return 0
     optimizer, shapes = step.config.optimizer, parameter_shapes(step.model_config)
     waits = step.on_cpu and not on_its_own
-    return optimizer.refresh_bytes(shapes) if waits else optimizer.renewal_bytes(shapes)
+    return optimizer.refresh_bytes(shapes) if waits else optimizer.renewal_bytes(shapes, step.on_cpu)
 
 
 def choose_micro_batch_size(step: Step, limit: int) -> int:

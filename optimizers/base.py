@@ -31,7 +31,6 @@ Shapes = Mapping[str, Sequence[int]]
 
 NO_DECAY = ("*norm*", "*bias", "*embed_tokens*")
 LISTED = 20
-LONGEST_PERIOD = 2**16
 
 
 class Update(NamedTuple):
@@ -74,13 +73,13 @@ class Refresh(NamedTuple):
 
     is_due: Callable[[int], bool]
     """Whether it happens after so many updates (1, 2, ...)."""
-    moments: Callable[[Mapping[str, Arrays]], dict[str, Arrays]]
-    """All moments by parameter name -> the new ones; what it leaves out stays as it is.
+    moments: Callable[[Mapping[str, Arrays], int], dict[str, Arrays]]
+    """All moments by parameter name, and after how many updates -> the new ones; what it leaves out stays as it is.
 
     It starts (`mx.async_eval`) what is to run beside the next update, in few arrays: MLX waits after about a hundred.
     """
-    first: Callable[[Mapping[str, Arrays]], dict[str, Arrays]] | None = None
-    """Stands in for `moments` after the very first update, where that is due; None: nothing does."""
+    period: int
+    """Updates from one to the next, the first ones apart."""
 
 
 class Group(NamedTuple):
@@ -162,6 +161,20 @@ class OptimizerConfig(TypedSection):
         flat: Arrays = dict(tree_flatten(parameters))
         return Optimizer(self.groups({name: array.shape for name, array in flat.items()}), flat)
 
+    @property
+    def ignores_learning_rate(self) -> bool:
+        """Whether `learning_rate` changes nothing, because every group has one of its own."""
+        return False
+
+    @property
+    def gives_learning_rate(self) -> bool:
+        """Whether every group's learning rate follows from `learning_rate`."""
+        return True
+
+    def handed_down(self) -> dict[str, str]:
+        """Values inside the section that come from one of its keys: dotted path -> key."""
+        return {}
+
     def schedules(self) -> dict[str, ScheduleConfig]:
         """Those that groups have of their own, by where they stand: `optimizer.groups[0].`."""
         return {}
@@ -174,8 +187,8 @@ class OptimizerConfig(TypedSection):
         """Bytes that a refresh leaves until the update after it has been made: its results."""
         return 0
 
-    def renewal_bytes(self, shapes: Shapes) -> int:
-        """Most bytes a refresh holds at once while it runs, its results among them."""
+    def renewal_bytes(self, shapes: Shapes, on_cpu: bool) -> int:
+        """Most bytes a refresh holds at once while it runs, its results among them; `on_cpu`: updates run there too."""
         return 0
 
     def decay_of(self, names: Iterable[str]) -> dict[str, float]:
@@ -244,9 +257,7 @@ class Optimizer(mlx.optimizers.Optimizer):
         refreshed: dict[str, Arrays] = {}
         for group in self.groups:
             if group.refresh is not None and num_updates and group.refresh.is_due(num_updates):
-                first = group.refresh.first if num_updates == 1 else None
-                renew = first or group.refresh.moments
-                refreshed |= renew({name: moments[name] for name in group.decay})
+                refreshed |= group.refresh.moments({name: moments[name] for name in group.decay}, num_updates)
         return refreshed
 
     def install(self, refreshed: Mapping[str, Arrays]) -> None:
@@ -346,8 +357,7 @@ class Optimizer(mlx.optimizers.Optimizer):
 
 def refresh_period(groups: Iterable[Group]) -> int:
     """Updates from one refresh to the next, the longest of all groups; 1 without any."""
-    due = [[n for n in range(1, LONGEST_PERIOD) if group.refresh.is_due(n)] for group in groups if group.refresh]
-    return max((steps[-1] - steps[-2] for steps in due if len(steps) > 1), default=1)
+    return max((group.refresh.period for group in groups if group.refresh), default=1)
 
 
 def check_cover(groups: Iterable[Group], shapes: Shapes) -> None:

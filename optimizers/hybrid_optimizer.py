@@ -189,9 +189,9 @@ class HybridConfig(OptimizerConfig):
         """As the base class says; all groups may refresh at once."""
         return sum(part.optimizer.refresh_bytes(part.shapes) for part in self.parts(shapes))
 
-    def renewal_bytes(self, shapes: Shapes) -> int:
+    def renewal_bytes(self, shapes: Shapes, on_cpu: bool) -> int:
         """As the base class says, likewise."""
-        return sum(part.optimizer.renewal_bytes(part.shapes) for part in self.parts(shapes))
+        return sum(part.optimizer.renewal_bytes(part.shapes, on_cpu) for part in self.parts(shapes))
 
 
 def any_match(glob: str, names: Iterable[str]) -> bool:

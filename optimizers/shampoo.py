@@ -102,7 +102,7 @@ def grafted(direction_NRC: mx.array, step_NRC: mx.array, rescales: bool) -> mx.a
     return mx.where(length_N11 > 0, direction_NRC, step_NRC)
 
 
-def renewed(moments: Mapping[str, Arrays], power: Fraction, ridge: float) -> dict[str, Arrays]:
+def renewed(moments: Mapping[str, Arrays], _: int, power: Fraction, ridge: float) -> dict[str, Arrays]:
     """The roots of all statistics of a group, and what became of the ridges.
 
     A root that did not converge stays as it was, is counted, and is tried again at the next refresh with a ridge a
@@ -195,7 +195,9 @@ class ShampooConfig(OptimizerConfig):
                 {name: decay[name] for name in matrices},
                 partial(start, ridge=self.preconditioner_epsilon, **blocks),
                 partial(shampoo, betas=self.betas, shampoo_beta=beta, eps=self.eps, **blocks),
-                Refresh(self.is_due, partial(renewed, power=power, ridge=self.preconditioner_epsilon)),
+                Refresh(
+                    self.is_due, partial(renewed, power=power, ridge=self.preconditioner_epsilon), self.update_period
+                ),
             )
         ]
         if rest:
@@ -212,7 +214,7 @@ class ShampooConfig(OptimizerConfig):
         """The new roots."""
         return FLOAT32 * self.num_statistics(shapes)
 
-    def renewal_bytes(self, shapes: Shapes) -> int:
+    def renewal_bytes(self, shapes: Shapes, on_cpu: bool) -> int:
         """New roots, what they are cut from, and the iterations of a stack."""
         numbers = self.num_statistics(shapes)
         return FLOAT32 * (2 * numbers + ROOT_ARRAYS * min(LARGEST_STACK, numbers))

@@ -15,7 +15,7 @@ import mlx.core as mx
 from pydantic import Field
 
 from optimizers.base import Arrays, Group, OptimizerConfig, Refresh, Shapes, Update, Updated, compute_once, zeros
-from optimizers.eigenbasis import LARGEST_STACK, Basis, renewed_bases, runs_alone
+from optimizers.eigenbasis import LARGEST_STACK, Basis, renewed_bases
 from optimizers.enhanced_optimizers import Beta, adamw_group, bias_correction, decayed, second_moment
 from optimizers.kronecker import SIDES, first_counts, matrix_shape, new_statistics, share_of_newest
 from optimizers.selection import LAYERS, select_matrices
@@ -89,8 +89,8 @@ def is_due(num_updates: int, frequency: int) -> bool:
     return num_updates == 1 or num_updates % frequency == 0
 
 
-def renewed(moments: Mapping[str, Arrays], basis: Basis) -> dict[str, Arrays]:
-    """New bases for all parameters of a group, and the count of those that had to be damped.
+def renewed(moments: Mapping[str, Arrays], num_updates: int, basis: Basis) -> dict[str, Arrays]:
+    """New bases for all parameters of a group, the first by `eigh`, and the count of those that had to be damped.
 
     What was not finite and had been mended by an update before is in its `num_mended`.
 
@@ -100,7 +100,7 @@ def renewed(moments: Mapping[str, Arrays], basis: Basis) -> dict[str, Arrays]:
     means = {(name, side): moments[name][side] for name, side in keys}
     bases = {(name, side): moments[name][f"{side}_basis"] for name, side in keys}
     made: dict[str, Arrays] = {}
-    for (name, side), found in renewed_bases(means, bases, basis).items():
+    for (name, side), found in renewed_bases(means, bases, "eigh" if num_updates == 1 else basis).items():
         new = made.setdefault(name, {"num_damped": moments[name]["num_damped"]})
         new[f"{side}_basis"] = found.basis_1CC
         new["num_damped"] = new["num_damped"] + found.damped_1[0]
@@ -148,7 +148,7 @@ class SOAPConfig(OptimizerConfig):
             Refresh(
                 partial(is_due, frequency=self.precondition_frequency),
                 partial(renewed, basis=self.basis),
-                first=partial(renewed, basis="eigh"),
+                self.precondition_frequency,
             ),
         )
         rate = self.learning_rate if self.adamw_learning_rate is None else self.adamw_learning_rate
@@ -163,10 +163,10 @@ class SOAPConfig(OptimizerConfig):
         """The new bases."""
         return sum(self.statistic_bytes(shapes))
 
-    def renewal_bytes(self, shapes: Shapes) -> int:
+    def renewal_bytes(self, shapes: Shapes, on_cpu: bool) -> int:
         """New bases and what they are made from: all of it beside a GPU, some stacks of it on a CPU alone."""
         bases = self.refresh_bytes(shapes)
-        if not runs_alone():
+        if not on_cpu:
             return ARRAYS_OF_RENEWAL * bases
         return bases + min(round(SHARE_OF_RENEWAL * bases), STACKS_OF_RENEWAL * FLOAT32 * LARGEST_STACK)
 

@@ -200,8 +200,10 @@ def take_steps(config: Config, num_steps: int) -> tuple[Any, list[Any], dict[str
     batch = to_micro_batches(next(loader)[0], 8)
     loader.close()
     outputs = []
-    for _ in range(num_steps):
+    for num_updates in range(num_steps):
+        refreshed = parts.optimizer.refresh(num_updates)
         outputs.append(step(batch))
+        parts.optimizer.install(refreshed)
         mx.eval(outputs[-1], parts.model.state, parts.optimizer.state)
     return parts, outputs, before
 

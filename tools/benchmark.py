@@ -1,9 +1,9 @@
 """`python tools/benchmark.py SUITE [options]`: how fast and how large, on this machine, beside peers installed here.
 
-Suites: step, memory, attention, loss, optimizer, data, generate, all. Every variant is a process of its own
-(tools/benchmark_workers/) and they take turns, so that ratios hold on a busy machine too. Printed: a table for each
-case; as JSON, one row a line: every figure. What is measured and how to read it: docs/benchmarks.md. The suites are in
-core/benchmark_suites.py, the turns in utils/benchmarking.py.
+Suites: step, memory, attention, loss, optimizer, newton-schulz, share, data, generate, all. Every variant is a process
+of its own (tools/benchmark_workers/) and they take turns, so that ratios hold on a busy machine too. Printed: a table
+for each case; as JSON, one row a line: every figure. What is measured and how to read it: docs/benchmarks.md. The
+suites are in core/benchmark_suites.py, the turns in utils/benchmarking.py.
 """
 
 import core  # noqa: F401 -- before MLX

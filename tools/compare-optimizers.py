@@ -22,7 +22,6 @@ from core.comparison import Settings, Summary, num_runs, summarise
 from core.comparison_report import Cost, draw, measure_costs, put_into, read_costs, read_page, save_costs, text_of
 from core.comparison_runs import Comparison, find_foreign_keys, find_missing_evaluation
 from core.config import load
-from optimizers.hybrid_optimizer import HybridConfig
 from utils.benchmark_report import Plan
 from utils.cli import Parser, run_command
 from utils.errors import ConfigError
@@ -83,9 +82,9 @@ def read_settings(options: argparse.Namespace) -> Settings:
         raise ConfigError(*problems)
     config = load(options.config)
     for name, path in optimizers.items():
-        centers.setdefault(name, load(path).optimizer.learning_rate)
         optimizer = load(path).optimizer
-        if isinstance(optimizer, HybridConfig) and optimizer.ignores_learning_rate:
+        centers.setdefault(name, optimizer.learning_rate)
+        if optimizer.ignores_learning_rate:
             problems.append(
                 f"{path}: every group states its own learning_rate, so a grid of rates would change nothing"
             )

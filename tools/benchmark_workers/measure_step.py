@@ -81,11 +81,11 @@ def random_batch(num_rows: int, length: int, vocab_size: int) -> Batch:
 def our_step(parts: Parts, config: Config, group: CountingGroup, batch: Batch) -> Callable[[], mx.array]:
     """Turns of the loop of `core.training`, from one refresh of the optimizer to the next; returns the last loss."""
     step = make_step(parts, group, config)
-    num_updates = 0
+    num_updates, period = 0, refresh_period(parts.optimizer.groups)
 
     def run() -> mx.array:
         nonlocal num_updates
-        for _ in range(refresh_period(parts.optimizer.groups)):
+        for _ in range(period):
             parts.optimizer.set_schedule(0.5)
             refreshed = parts.optimizer.refresh(num_updates)
             output = step(to_micro_batches(batch, parts.plan.micro_batch_size))
