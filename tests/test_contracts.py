@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from core.assembly import build_parts
 from core.config import Config, build_section, dump, load, to_yaml
 from core.evaluation import number
 from core.objectives import OBJECTIVES
-from core.training import make_step, to_micro_batches
 from data import DATASETS, SOURCES, TOKENIZERS
 from distributed import DISTRIBUTED
-from distributed.group import SingleConfig
 from models import MODELS
 from models.attention import ATTENTION
 from models.attention.mask import Mask
 from optimizers import OPTIMIZERS, SCHEDULES
 from optimizers.schedules import Timeline
+from tests.first_steps import take_steps
 from tests.small_runs import lively
 from tests.tiny_run import quiet_train, tiny_config
+from tests.update_oracles import peak_of_update
 from utils.errors import BackendError
 from utils.registry import import_object, look_up
 
@@ -191,23 +190,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("contracts")
 
 
-def take_steps(config: Config, num_steps: int) -> tuple[Any, list[Any], dict[str, np.ndarray]]:
-    """Parts after some updates, the outputs of these, and the parameters before them."""
-    parts = build_parts(config, SingleConfig().build(), None, lambda line: None)
-    before = {name: np.array(array) for name, array in tree_flatten(parts.model.trainable_parameters())}
-    step = make_step(parts, SingleConfig().build(), config)
-    loader = parts.dataset.batches(8)
-    batch = to_micro_batches(next(loader)[0], 8)
-    loader.close()
-    outputs = []
-    for num_updates in range(num_steps):
-        refreshed = parts.optimizer.refresh(num_updates)
-        outputs.append(step(batch))
-        parts.optimizer.install(refreshed)
-        mx.eval(outputs[-1], parts.model.state, parts.optimizer.state)
-    return parts, outputs, before
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_objective_trains_every_model(folder: Path, model: str, objective: str) -> None:
@@ -288,23 +270,6 @@ def test_an_update_that_is_held_back_changes_nothing_even_when_gradients_are_nan
 
 @pytest.mark.parametrize(("optimizer", "share"), [("sgd", 0.1), ("adamw", 0.1), ("lion", 1.2)])
 def test_an_update_takes_the_place_of_what_it_replaces(optimizer: str, share: float) -> None:
-    parameters = {f"layers.{i}.weight": mx.zeros((256, 256)) for i in range(20)}
-    built = as_config("optimizer", {"type": optimizer}).optimizer.build(parameters)
-    held = {"weights": parameters}
-    state = [held, built.state]
-
-    def step(gradients: dict[str, mx.array], applies: mx.array) -> mx.array:
-        held["weights"] = built.apply_gradients(gradients, held["weights"], applies)
-        return applies
-
-    compiled: Any = mx.compile(step, inputs=state, outputs=state)
-    del parameters
-    for _ in range(2):
-        gradients = {name: mx.random.normal(array.shape) for name, array in held["weights"].items()}
-        mx.eval(gradients, state)
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        done = compiled(gradients, mx.array(True))
-        del gradients
-        mx.eval(done, state)
-    assert mx.get_peak_memory() - before < share * 20 * 256 * 256 * 4
+    shapes = {f"layers.{i}.weight": (256, 256) for i in range(20)}
+    built = as_config("optimizer", {"type": optimizer}).optimizer.build({n: mx.zeros(s) for n, s in shapes.items()})
+    assert peak_of_update(built, shapes) < share * 20 * 256 * 256 * 4

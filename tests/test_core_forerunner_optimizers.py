@@ -3,18 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import yaml
 from mlx.utils import tree_flatten
 
-from core.assembly import build_parts
 from core.config import dump, load, load_with_notes
 from core.evaluation import number
 from core.forerunner_optimizers import OPTIMIZERS
-from core.training import make_step, to_micro_batches
-from distributed.group import SingleConfig
+from tests.first_steps import take_steps
 from tests.forerunner_files import changed, problems, texts
 from tests.tiny_run import write_corpus
 
@@ -157,18 +154,8 @@ def test_each_trains_and_moves_every_parameter(tmp_path: Path, name: str) -> Non
         "schedule={type: constant, warmup: 0}",
     ]
     config = load(forerunner_file(tmp_path, name), overrides)
-    parts = build_parts(config, SingleConfig().build(), None, lambda line: None)
-    before = {key: np.array(array) for key, array in tree_flatten(parts.model.trainable_parameters())}
-    step = make_step(parts, SingleConfig().build(), config)
-    loader = parts.dataset.batches(8)
-    batch = to_micro_batches(next(loader)[0], 8)
-    loader.close()
-    losses = []
-    for num_updates in range(16):
-        refreshed = parts.optimizer.refresh(num_updates)
-        losses.append(number(step(batch).loss))
-        parts.optimizer.install(refreshed)
-        mx.eval(parts.model.state, parts.optimizer.state)
+    parts, outputs, before = take_steps(config, num_steps=16)
+    losses = [number(output.loss) for output in outputs]
     assert losses[-1] < losses[0] - 0.3
     after = {key: np.array(array) for key, array in tree_flatten(parts.model.trainable_parameters())}
     assert [key for key, array in after.items() if np.abs(array - before[key]).max() < 1e-6] == []

@@ -88,6 +88,41 @@ def run_steps(
     return to_numpy(ours)
 
 
+def run_compiled(config: OptimizerConfig, gradients: list[Arrays], parameters: Arrays) -> tuple[Arrays, Optimizer]:
+    """As `run_steps`, compiled, with an update of NaN held back before each; the optimizer too."""
+    ours = to_mlx(parameters)
+    optimizer = config.build(ours)
+    step: Any = mx.compile(optimizer.apply_gradients, inputs=optimizer.state, outputs=optimizer.state)
+    broken = {name: mx.full(array.shape, mx.nan) for name, array in ours.items()}
+    for number, gradient in enumerate(gradients):
+        optimizer.set_schedule(MULTIPLIERS[number % len(MULTIPLIERS)])
+        ours = step(broken, ours, mx.array(False))
+        ours = step(to_mlx(gradient), ours, mx.array(True))
+    return to_numpy(ours), optimizer
+
+
+def peak_of_update(optimizer: Optimizer, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Bytes on top of all that was held before, at the peak of a compiled update whose gradients nobody else holds."""
+    held = {"weights": {name: mx.zeros(shape) for name, shape in shapes.items()}}
+    state = [held, optimizer.state]
+
+    def step(gradients: dict[str, mx.array], applies: mx.array) -> mx.array:
+        held["weights"] = optimizer.apply_gradients(gradients, held["weights"], applies)
+        return applies
+
+    compiled: Any = mx.compile(step, inputs=state, outputs=state)
+    before = 0
+    for _ in range(2):
+        gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
+        mx.eval(gradients, state)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        done = compiled(gradients, mx.array(True))
+        del gradients
+        mx.eval(done, state)
+    return mx.get_peak_memory() - before
+
+
 def run_oracle_steps(
     step_of: Callable[[str], Step], gradients: list[Arrays], parameters: Arrays, rate: float, decay: float
 ) -> list[Arrays]:
