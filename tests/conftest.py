@@ -7,3 +7,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import core  # noqa: F401
+from tests.compiler import put_header_first
+
+# Workers inherit it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    put_header_first()
