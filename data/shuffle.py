@@ -1,11 +1,13 @@
 """The order of a source's documents, pass after pass, at any position, without a table that grows with the corpus.
 
 Two levels, so that what is read together lies together on disk. Chunks of 64 documents that follow each other change
-places by a Feistel network keyed with seed and pass, walked along its cycles until it hits a chunk that exists (Black
-and Rogaway, 2002: a bijection for any number). Then each group of 4,096 places is sorted by a hash of the position. A
-source of at most 4,096 documents is thus one group, shuffled totally. To change how far the shuffle reaches, edit the
-two sizes; either changes every order.
+places by a Feistel network on two digits, keyed with seed and pass and walked along its cycles until it hits a chunk
+that exists (Black and Rogaway, 2002: a bijection of any number of chunks). Then each group of 4,096 places is sorted
+by a hash of the position. A source of at most 4,096 documents is one group, shuffled totally. To change how far the
+shuffle reaches, edit the two sizes; either changes every order.
 """
+
+import math
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from data.order import CHUNK_STREAM, GROUP_STREAM, SOURCE_STREAM, TAIL_STREAM, h
 
 CHUNK_DOCUMENTS = 64
 GROUP_DOCUMENTS = 64 * CHUNK_DOCUMENTS
-NUM_ROUNDS = 8
+NUM_ROUNDS = 6
 
 
 def source_seed(seed: int, source: int) -> int:
@@ -28,6 +30,8 @@ def documents_at(seed: int, num_documents: int, positions: np.ndarray) -> tuple[
     """
     epochs, places = np.divmod(positions.astype(np.int64), num_documents)
     places = _shuffle_groups(seed, num_documents, epochs, places)
+    if num_documents <= GROUP_DOCUMENTS:
+        return places, epochs
     return _documents_of(seed, num_documents, epochs, places), epochs
 
 
@@ -53,29 +57,33 @@ def _documents_of(seed: int, num_documents: int, epochs: np.ndarray, places: np.
     in_rest = (places >= rest_first) & (places < rest_first + num_rest)
     without = np.maximum(np.where(places < rest_first, places, places - num_rest), 0)
     slots, offsets = np.divmod(without, CHUNK_DOCUMENTS)
-    chunks = permute(slots, num_chunks, seed, epochs)
+    chunks = _chunks_at(slots, num_chunks, seed, epochs)
     return np.where(in_rest, num_chunks * CHUNK_DOCUMENTS + places - rest_first, chunks * CHUNK_DOCUMENTS + offsets)
+
+
+def _chunks_at(slots: np.ndarray, num_chunks: int, seed: int, epochs: np.ndarray) -> np.ndarray:
+    """The chunk in each slot of its pass; each is worked out once, for its documents come together."""
+    distinct, inverse = np.unique(epochs * num_chunks + slots, return_inverse=True)
+    return permute(distinct % num_chunks, num_chunks, seed, distinct // num_chunks)[inverse]
 
 
 def permute(values: np.ndarray, count: int, seed: int, epochs: np.ndarray) -> np.ndarray:
     """`values` (int64 [P], below `count`) under the bijection of range(count) that belongs to seed and epoch."""
-    result = values.copy()
-    if count < 2:
-        return result
-    todo = np.arange(len(values))
+    num_high = math.isqrt(count)
+    num_low = -(-count // num_high)
+    result, todo = values.copy(), np.arange(len(values))
     while len(todo):
-        result[todo] = _feistel(result[todo], (count - 1).bit_length(), seed, epochs[todo])
+        result[todo] = _feistel(result[todo], num_high, num_low, seed, epochs[todo])
         todo = todo[result[todo] >= count]
     return result
 
 
-def _feistel(values: np.ndarray, num_bits: int, seed: int, epochs: np.ndarray) -> np.ndarray:
-    """A bijection of range(2**num_bits): in turn each half is changed by a hash of the other."""
-    low_bits = num_bits // 2
-    masks = (1 << (num_bits - low_bits)) - 1, (1 << low_bits) - 1
-    halves = [values >> low_bits, values & masks[1]]
+def _feistel(values: np.ndarray, num_high: int, num_low: int, seed: int, epochs: np.ndarray) -> np.ndarray:
+    """A bijection of range(num_high * num_low): in turn each of two digits is moved on by a hash of the other."""
+    sizes = num_high, num_low
+    digits = list(np.divmod(values, num_low))
     for number in range(NUM_ROUNDS):
         side = number % 2
-        index = ((epochs * NUM_ROUNDS + number) << 32) + halves[1 - side]
-        halves[side] ^= (hash_words(seed, CHUNK_STREAM, index) & np.uint64(masks[side])).astype(np.int64)
-    return (halves[0] << low_bits) | halves[1]
+        words = hash_words(seed, CHUNK_STREAM, ((epochs * NUM_ROUNDS + number) << 32) + digits[1 - side])
+        digits[side] = (digits[side] + (words % np.uint64(sizes[side])).astype(np.int64)) % sizes[side]
+    return digits[0] * num_low + digits[1]
