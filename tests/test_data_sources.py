@@ -1,206 +1,213 @@
-"""Sources: exact text, resuming anywhere, and what happens to broken lines and files."""
+"""Sources: every row gives the texts it was made from and resumes anywhere; what is broken is counted and judged."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.sources import JSONLSourceConfig, StdlibSourceConfig, TextSourceConfig, library_files, parse_line
+from data import SOURCES
+from data.document_sources import MarkdownSourceConfig, TreeSourceConfig
+from data.file_sources import JSONLSourceConfig, TextSourceConfig
+from data.hub_source import HubSourceConfig
+from data.parquet_source import ParquetSourceConfig
+from data.sources import Part, SourceConfig
+from data.stdlib_source import StdlibSourceConfig
+from data.synthetic import SyntheticSourceConfig, tell
+from tests.source_oracles import assert_resumes, json_line, pack, read, write_jsonl, write_parquet
 from utils.errors import DataError
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TEXTS = st.lists(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0#\r"), max_size=12), max_size=5),
+    min_size=1,
+    max_size=3,
+)
 
 
-def read(source, state=None):
-    lines: list[str] = []
-    return [text for text, _ in source.documents(state, lines.append)], lines
+def flat(files: list[list[str]]) -> list[str]:
+    return [text for texts in files for text in texts if text]
 
 
-def write_jsonl(path: Path, lines: list) -> Path:
-    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
-    return path
-
-
-def assert_resumes(source) -> None:
-    """Going on behind any document gives what never stopping gave, warnings included; states survive JSON."""
-    reports: list[str] = []
-    whole = list(source.documents(None, reports.append))
-    assert whole
-    for number, (_, state) in enumerate(whole):
-        again: list[str] = []
-        rest = list(source.documents(json.loads(json.dumps(state)), again.append))
-        assert rest == whole[number + 1 :]
-        assert again == reports
-
-
-@settings(max_examples=25, deadline=None)
-@given(files=st.lists(st.lists(TEXTS, max_size=5), min_size=1, max_size=3), limit=st.none() | st.integers(1, 8))
-def test_jsonl_gives_every_text_and_resumes_anywhere(tmp_path_factory, files, limit):
-    folder = tmp_path_factory.mktemp("jsonl")
+def make_jsonl(folder: Path, files, packing: str):
     for number, texts in enumerate(files):
-        write_jsonl(folder / f"{number}.jsonl", [{"text": text} for text in texts])
-    expected = [text for texts in files for text in texts if text][:limit]
-    source = JSONLSourceConfig(path=str(folder), max_documents=limit)
+        lines = [json_line(text) for text in texts]
+        (folder / f"{number}.jsonl{packing}").write_bytes(pack([b"".join(lines[:2]), b"".join(lines[2:])], packing))
+    return JSONLSourceConfig(path=str(folder)), flat(files)
+
+
+def make_text(folder: Path, files, packing: str):
+    for number, texts in enumerate(files):
+        whole = "##".join(texts).encode()
+        (folder / f"{number}.txt{packing}").write_bytes(pack([whole[:7], whole[7:]], packing))
+    return TextSourceConfig(path=str(folder), separator="##"), flat(files)
+
+
+def make_markdown(folder: Path, files, packing: str):
+    for number, texts in enumerate(files):
+        page = "".join(f"# {number}\n{text}\n" for text in texts).encode()
+        (folder / f"{number}.md{packing}").write_bytes(pack([page], packing))
+    wanted = [f"# {number}\n{text}\n" for number, texts in enumerate(files) for text in texts]
+    return MarkdownSourceConfig(path=str(folder), cut_at_headings=True), wanted
+
+
+def make_tree(folder: Path, files, packing: str):
+    for number, texts in enumerate(files):
+        (folder / f"{number}.py").write_bytes("".join(texts).encode())
+    return TreeSourceConfig(path=str(folder)), ["".join(texts) for texts in files if "".join(texts)]
+
+
+def make_parquet(folder: Path, files, packing: str):
+    for number, texts in enumerate(files):
+        write_parquet(folder / f"{number}.parquet", texts)
+    return ParquetSourceConfig(path=str(folder)), flat(files)
+
+
+def make_hub(folder: Path, files, packing: str):
+    for number, texts in enumerate(files):
+        write_parquet(folder / f"data/train-{number}.parquet", texts)
+        write_parquet(folder / f"data/test-{number}.parquet", ["not this"])
+    return HubSourceConfig(dataset=str(folder)), flat(files)
+
+
+def make_stdlib(folder: Path, files, packing: str):
+    source = StdlibSourceConfig(max_documents=3)
+    return source, read(source)[0]
+
+
+def make_synthetic(folder: Path, files, packing: str):
+    num = len(flat(files))
+    return SyntheticSourceConfig(documents=max(1, num), seed=num), [tell(num, i) for i in range(max(1, num))]
+
+
+MAKERS = {
+    "jsonl": make_jsonl,
+    "text": make_text,
+    "markdown": make_markdown,
+    "tree": make_tree,
+    "parquet": make_parquet,
+    "hub": make_hub,
+    "stdlib": make_stdlib,
+    "synthetic": make_synthetic,
+}
+PACKED = [(kind, packing) for kind in ("jsonl", "text", "markdown") for packing in (".gz", ".zst")]
+
+
+@pytest.mark.parametrize(("kind", "packing"), [*((kind, "") for kind in SOURCES), *PACKED])
+@settings(max_examples=12, deadline=None)
+@given(files=TEXTS, limit=st.none() | st.integers(1, 8))
+def test_every_source_gives_its_texts_and_resumes_anywhere(tmp_path_factory, kind, packing, files, limit):
+    source, expected = MAKERS[kind](tmp_path_factory.mktemp("corpus"), files, packing)
+    assert type(source).__name__ == SOURCES[kind].split(":")[1]
+    if kind != "stdlib":
+        source = source.model_copy(update={"max_documents": limit})
+        expected = expected[:limit]
     if not expected:
-        with pytest.raises(DataError, match="holds no documents"):
+        with pytest.raises(DataError, match="holds no"):
             read(source)
         return
     assert read(source)[0] == expected
     assert_resumes(source)
+    for number, (_, state) in enumerate(source.documents(None, lambda line: None)):
+        assert state["documents"] == number + 1
+        assert len(json.dumps(state)) < 250
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    files=st.lists(st.lists(TEXTS.filter(lambda text: "\0" not in text and "#" not in text), max_size=4), min_size=1),
-    cut=st.booleans(),
-)
-def test_text_files_are_taken_byte_for_byte_and_resume_anywhere(tmp_path_factory, files, cut):
-    folder = tmp_path_factory.mktemp("text")
-    for number, parts in enumerate(files):
-        (folder / f"{number:03}.txt").write_bytes("#".join(parts).encode())
-    wholes = files if cut else [["#".join(parts)] for parts in files]
-    expected = [text for texts in wholes for text in texts if text]
-    source = TextSourceConfig(path=str(folder / "*.txt"), separator="#" if cut else None)
-    if expected:
-        assert read(source)[0] == expected
-        assert_resumes(source)
-    else:
-        with pytest.raises(DataError, match="holds no documents"):
-            read(source)
+@pytest.mark.parametrize("kind", SOURCES)
+def test_origin_is_json_and_changes_with_the_files(tmp_path, kind):
+    source, _ = MAKERS[kind](tmp_path, [["one"], ["two"]], "")
+    before = json.loads(json.dumps(source.origin()))
+    assert source.origin() == before
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and "test" not in path.name]
+    for path in files:
+        path.write_bytes(path.read_bytes() + b" ")
+        assert source.origin() != before
+        before = source.origin()
+    assert bool(files) == (kind not in ("stdlib", "synthetic"))
 
 
-def test_stdlib_is_the_library_without_tests_and_resumes():
-    source = StdlibSourceConfig(max_documents=5)
-    assert_resumes(source)
-    names = {path.name for path in library_files()}
-    assert {"argparse.py", "_pydecimal.py"} <= names
-    assert not any({"test", "tests", "site-packages"} & set(path.parts[-4:-1]) for path in library_files())
-    texts, _ = read(StdlibSourceConfig())
-    assert 5_000_000 < sum(len(text) for text in texts) < 50_000_000
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_source_is_called_by_its_name_or_by_what_it_reads(tmp_path, kind):
+    source, _ = MAKERS[kind](tmp_path, [["one"]], "")
+    assert source.label() == (kind if kind in ("stdlib", "synthetic") else str(tmp_path))
+    assert source.model_copy(update={"name": "prose"}).label() == "prose"
+    assert source.find_problems() == []
 
 
-def test_state_holds_only_what_resuming_needs_and_no_text(tmp_path):
-    source = JSONLSourceConfig(path=str(write_jsonl(tmp_path / "a.jsonl", [{"text": "x" * 10_000}] * 3)))
-    for _, state in source.documents():
-        assert len(json.dumps(state)) < 200
+class Listed(SourceConfig):
+    """Parts given by a test: a document, `bad`, or `rule` for one left out."""
+
+    type: str = "listed"
+    """Not in a table."""
+    words: tuple[str, ...] = ()
+    """The parts."""
+
+    def walk(self, state, report):
+        return self.walk_files([0], state, report)
+
+    def parts(self, file, state):
+        for number in range(state["part"], len(self.words)):
+            word = self.words[number]
+            if word == "bad":
+                yield Part("", {"part": number + 1}, problem=f"{number} is bad")
+            else:
+                yield Part(
+                    "" if word == "rule" else word, {"part": number + 1}, left_out=word if word == "rule" else None
+                )
+
+
+def listed(num_good: int, num_bad: int, num_ruled: int = 0) -> Listed:
+    return Listed(words=("good",) * num_good + ("bad",) * num_bad + ("rule",) * num_ruled)
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"{'text': 1}", "not JSON"),
-        (b'{"text": "cut', "not JSON"),
-        (b'["text"]', "not an object but list"),
-        (b'{"body": "x", "id": 1}', r"no key 'text' \(there are: body, id\)"),
-        (b'{"text": null}', "not text but NoneType"),
-        (b'{"text": "\xff"}', "not UTF-8"),
-        (b'{"text": "\\ud800"}', "surrogate"),
-        (b"[" * 100_000, "not JSON"),
-    ],
+    ("num_good", "num_bad", "stops"), [(99, 1, False), (98, 1, True), (198, 2, False), (0, 1, True)]
 )
-def test_each_way_a_line_can_be_broken_is_told(line, reason):
-    text, problem = parse_line(line, "text")
-    assert text == ""
-    assert problem
-    assert re.search(reason, problem)
-
-
-def test_nul_and_escapes_inside_json_are_text():
-    assert parse_line(b'{"text": "a\\u0000b\\ud83d\\ude00"}', "text") == ("a\0b\U0001f600", None)
-
-
-def test_a_few_broken_lines_are_left_out_and_named(tmp_path):
-    lines: list = [{"text": f"document {number}"} for number in range(200)]
-    lines[7] = b"broken\n"
-    lines[150] = b'{"other": 1}\n'
-    path = write_jsonl(tmp_path / "a.jsonl", lines)
-    texts, reports = read(JSONLSourceConfig(path=str(path)))
-    assert len(texts) == 198
-    assert any(f"{path}:8: not JSON" in line for line in reports)
-    assert any(f"{path}:151: no key 'text'" in line for line in reports)
-    assert any("2 of 200 lines" in line for line in reports)
-
-
-def test_more_than_one_percent_of_broken_lines_stops(tmp_path):
-    lines: list = [{"text": f"document {number}"} for number in range(200)]
-    lines[5:8] = [b"broken\n"] * 3
-    path = write_jsonl(tmp_path / "a.jsonl", lines)
-    with pytest.raises(DataError, match="3 of 200 lines") as caught:
-        read(JSONLSourceConfig(path=str(path)))
-    assert f"{path}:6: not JSON" in str(caught.value)
-    assert "data.sources.key" in str(caught.value)
-
-
-def test_a_wrong_key_stops_early_and_not_at_the_end_of_a_long_file(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"content": "x"}] * 5000)
-    with pytest.raises(DataError, match="1000 of 1000 lines") as caught:
-        read(JSONLSourceConfig(path=str(path)))
-    assert "there are: content" in str(caught.value)
-    assert read(JSONLSourceConfig(path=str(path), key="content"))[0] == ["x"] * 5000
-
-
-def test_blank_lines_bom_crlf_and_a_missing_last_newline_are_fine(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\n\n{"text": "c"}')
-    source = JSONLSourceConfig(path=str(path))
-    assert read(source)[0] == ["a", "b", "c"]
-    assert_resumes(source)
-
-
-@pytest.mark.parametrize("source", [JSONLSourceConfig, TextSourceConfig])
-def test_missing_empty_and_folder_without_match_are_told_with_a_remedy(tmp_path, source):
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
-    (tmp_path / "empty.jsonl").touch()
-    for path, message in (
-        (tmp_path / "nothing.jsonl", "no such file or folder; check data.sources.path"),
-        (tmp_path / "*.csv", "no such file or folder"),
-        (tmp_path / "empty.jsonl", "holds no documents"),
-    ):
-        with pytest.raises(DataError, match=message):
-            read(source(path=str(path)))
-    (tmp_path / "sub").mkdir()
-    with pytest.raises(DataError, match="no .* file in this folder"):
-        read(source(path=str(tmp_path / "sub")))
-    assert "no such file" in source(path=str(tmp_path / "nothing.jsonl")).find_problems()[0]
-    assert source(path=str(tmp_path / "empty.jsonl")).find_problems() == []
-
-
-def test_binary_files_are_refused(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\x1f\x8b\x08\0\0\0compressed")
-    with pytest.raises(DataError, match=r"a\.jsonl: binary, not JSON lines .*unpack"):
-        read(JSONLSourceConfig(path=str(path)))
-    with pytest.raises(DataError, match=r"a\.jsonl: binary"):
-        read(TextSourceConfig(path=str(path)))
-
-
-def test_text_that_is_not_utf8_is_named(tmp_path):
-    (tmp_path / "a.txt").write_bytes("caf\u00e9".encode("latin-1"))
-    (tmp_path / "b.txt").write_text("fine")
-    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 \(byte 3\)") as caught:
-        read(TextSourceConfig(path=str(tmp_path)))
-    assert "1 of 2 files" in str(caught.value)
-
-
-def test_one_bad_file_among_many_is_left_out(tmp_path):
-    for number in range(100):
-        (tmp_path / f"{number:03}.txt").write_text(f"document {number}")
-    (tmp_path / "050.txt").write_bytes(b"\xff\xfe")
-    source = TextSourceConfig(path=str(tmp_path))
+def test_one_in_a_hundred_may_be_broken(num_good, num_bad, stops):
+    source = listed(num_good, num_bad)
+    if stops:
+        with pytest.raises(DataError, match=f"{num_bad} of {num_good + num_bad} files read are broken; 1% may be"):
+            read(source)
+        return
     texts, reports = read(source)
-    assert len(texts) == 99
-    assert any("050.txt: not UTF-8" in line for line in reports)
-    assert_resumes(source)
+    assert len(texts) == num_good
+    assert reports[0] == f"left out: {num_bad} of {num_good + num_bad} files read are broken; 1% may be"
+    assert f"left out: {num_good} is bad" in reports
 
 
-def test_origin_changes_when_a_file_does(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
-    source = JSONLSourceConfig(path=str(path))
-    before = source.origin()
-    assert source.origin() == before
-    write_jsonl(path, [{"text": "ab"}])
-    assert source.origin() != before
-    assert JSONLSourceConfig(path=str(path), key="b").origin() != source.origin()
+def test_only_the_first_are_named():
+    source = listed(1000, 9)
+    _, reports = read(source)
+    assert sum("is bad" in line for line in reports) == 5
+    assert reports[-1] == "left out: ... and 4 more"
+
+
+def test_it_stops_as_soon_as_a_thousand_tell_and_not_before():
+    words = ("bad",) * 11 + ("good",) * 5000
+    given_before: list[str] = []
+    with pytest.raises(DataError, match="11 of 1000 files"):
+        given_before.extend(text for text, _ in Listed(words=words).documents())
+    assert len(given_before) == 0
+    assert len(read(Listed(words=("good",) * 1000 + ("bad",) * 10 + ("good",) * 5000))[0]) == 6000
+
+
+def test_what_is_left_out_by_rule_is_counted_and_never_stops():
+    texts, reports = read(listed(2, 0, 50))
+    assert texts == ["good"] * 2
+    assert reports == ["listed: left out: 50 files of 52: rule"]
+    assert_resumes(listed(2, 0, 50))
+    lines: list[str] = []
+    with pytest.raises(DataError, match="listed: holds no documents"):
+        list(listed(0, 0, 3).documents(None, lines.append))
+    assert lines == ["listed: left out: 3 files of 3: rule"]
+
+
+def test_broken_parts_of_a_capped_source_are_judged_too(tmp_path):
+    lines: list = [b"broken\n", *({"text": str(number)} for number in range(500))]
+    source = JSONLSourceConfig(path=str(write_jsonl(tmp_path / "a.jsonl", lines)), max_documents=300)
+    texts, reports = read(source)
+    assert texts == [str(number) for number in range(300)]
+    assert "left out: 1 of 301 lines read are broken; 1% may be" in reports
+    assert_resumes(source, every=50)
+    with pytest.raises(DataError, match="1 of 51 lines"):
+        read(source.model_copy(update={"max_documents": 50}))

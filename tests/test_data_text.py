@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.sources import JSONLSourceConfig, StdlibSourceConfig, TextSourceConfig
+from data.file_sources import JSONLSourceConfig, TextSourceConfig
 from data.split import hash_text
+from data.stdlib_source import StdlibSourceConfig
 from data.text import TextDataConfig
 from data.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, FileTokenizerConfig, Tokenizer
 from utils.errors import DataError
