@@ -42,8 +42,7 @@ class EpochMixture(Mixture):
                 last = number + 1 == num_windows
                 position = {"epoch": epoch + last, "window": 0 if last else number + 1}
                 state = self._advance(state, window, lengths) | position
-                if len(window.sources):
-                    yield window, state
+                yield window, state
 
     def _given(self, source: int, epoch: int) -> int:
         """Positions of a source that the epochs before `epoch` have used up."""
@@ -68,7 +67,8 @@ class EpochMixture(Mixture):
             Fraction(count * extent.num_tokens, max(1, extent.num_documents))
             for count, extent in zip(counts, self.extents, strict=True)
         )
-        return first, counts, max(1, min(sum(counts), -int(-tokens // self.window_tokens)))
+        # No more windows than the largest source has documents, so that none is empty.
+        return first, counts, max(1, min(max(counts), -int(-tokens // self.window_tokens)))
 
     def _window(
         self, epoch: int, number: int, first: list[int], counts: list[int], num_windows: int

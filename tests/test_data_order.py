@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import data.order
 from data.order import ROW_STREAM, hash_words, permutation, row_keys
 
 
@@ -54,3 +55,10 @@ def test_keys_are_a_function_of_the_row_and_all_differ():
     assert len({tuple(key) for key in keys.tolist()}) == 10_000
     assert (row_keys(np.arange(500, 600), seed=1) == keys[500:600]).all()
     assert abs((keys / 2**32).mean() - 0.5) < 0.01
+
+
+def test_no_two_uses_of_the_seed_share_a_stream():
+    streams = [value for name, value in vars(data.order).items() if name.endswith("_STREAM")]
+    assert len(streams) == len(set(streams)) > 5
+    words = {int(hash_words(0, stream, np.array([0]))[0]) for stream in streams}
+    assert len(words) == len(streams)
