@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from core.config import Config, annotated_yaml, build_section, dump, editor_schema, load, load_with_notes, to_yaml
+from core.config import Config, annotated_yaml, build_section, dump, editor_schema, load, load_with_notes, main, to_yaml
 from core.config_files import parse_overrides
 from core.objectives import OBJECTIVES
 from core.settings import TrainingConfig
 from distributed import DISTRIBUTED
 from models import MODELS
 from optimizers import OPTIMIZERS, SCHEDULES
+from tests.commands import call
 from utils.errors import ConfigError
 from utils.units import Duration
 from utils.yaml_file import value_of
@@ -253,20 +254,16 @@ def test_the_annotated_config_is_yaml_that_loads_back_equal(write) -> None:
     assert set(loaded.provenance.values()) == {"default", "a.yaml:1", "a.yaml:4", "a.yaml:5"}
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "core.config", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def test_the_command_shows_values_with_their_origin() -> None:
-    shown = run_command("configs/training/quickstart.yaml", "seed=3")
+    command = [sys.executable, "-m", "core.config", "configs/training/quickstart.yaml", "seed=3"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0
     assert "name: quickstart" in shown.stdout
     assert any(line.split() == ["seed:", "3", "#", "command", "line"] for line in shown.stdout.splitlines())
 
 
 def test_the_command_leaves_with_2_and_one_line_for_each_problem() -> None:
-    failed = run_command("configs/training/quickstart.yaml", "seed=x", "foo=1")
+    failed = call(main, ROOT / "configs/training/quickstart.yaml", "seed=x", "foo=1")
     assert failed.returncode == 2
     assert failed.stdout == ""
     assert [line.split(" ")[:3] for line in failed.stderr.splitlines()] == [["error:", "command", "line:"]] * 2

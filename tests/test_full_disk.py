@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from core.checkpoint import TEMPORARY, find_damage, list_checkpoints
+from core.config import load
 from tests.processes import TRAIN, finish, num_lines, run, start, wait_until, write_yaml
 from tests.tiny_run import assert_same_run, quiet_train, tiny_config
 
@@ -50,8 +51,7 @@ def test_a_save_that_does_not_fit_leaves_the_ones_before(whole: Path) -> None:
         path.name: path.stat().st_size
         for path in list_checkpoints(whole / "runs" / "whole" / "checkpoints")[-1].iterdir()
     }
-    code, _, errors = run(*TRAIN, config, "training.duration=20 steps")
-    assert code == 0, errors
+    quiet_train(load(config, ["training.duration=20 steps"]))
     before = list_checkpoints(run_folder / "checkpoints")
     limit = (sizes["model.safetensors"] + sizes["optimizer.safetensors"]) // 2
     code, _, errors = run(*TRAIN, config, "--resume", "training.duration=30 steps", preexec_fn=largest_file(limit))
@@ -59,8 +59,7 @@ def test_a_save_that_does_not_fit_leaves_the_ones_before(whole: Path) -> None:
     assert list_checkpoints(run_folder / "checkpoints") == before
     assert not list((run_folder / "checkpoints").glob(f"{TEMPORARY}*"))
     assert [damage for checkpoint in before for damage in find_damage(checkpoint)] == []
-    code, _, errors = run(*TRAIN, config, "--resume")
-    assert code == 0, errors
+    assert quiet_train(load(config), resume=True).exit_code == 0
     assert_same_run(whole / "runs" / "whole", run_folder)
 
 
@@ -72,8 +71,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_error_line(whole: Path, num_b
     assert_one_error(code, errors)
     run_folder = whole / "runs" / f"start-{num_bytes}"
     begun = (run_folder / "config.yaml").exists()
-    code, _, errors = run(*TRAIN, config, *(["--resume"] if begun else []))
-    assert code == 0, errors
+    assert quiet_train(load(config), resume=begun).exit_code == 0
     assert_same_run(whole / "runs" / "whole", run_folder)
 
 

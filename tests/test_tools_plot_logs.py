@@ -1,4 +1,4 @@
-"""`tools/plot-logs.py` as a person calls it."""
+"""`tools/plot-logs.py` as a person calls it: once as a process, without what tests have imported, then in this one."""
 
 import subprocess
 import sys
@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import Done, call
+from tests.tool_files import load_tool
 from utils.metrics import MetricsWriter
 
 REPOSITORY = Path(__file__).parent.parent
 
 
-def plot_logs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the tool from the checkout."""
+def plot_logs(*arguments: str | Path) -> Done:
+    """The tool, in this process."""
+    return call(load_tool("plot-logs").main, *arguments)
+
+
+def plot_logs_by_itself(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The tool, started from the checkout."""
     command = [sys.executable, REPOSITORY / "tools" / "plot-logs.py", *arguments]
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -30,7 +37,7 @@ def make_run(folder: Path, num_rows: int = 3, figures: dict[str, float] | None =
 
 def test_one_run_goes_into_its_plots_and_several_into_the_first(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
-    assert plot_logs(first).stdout == f"wrote {first}/plots/training.png\n"
+    assert plot_logs_by_itself(first).stdout == f"wrote {first}/plots/training.png\n"
     assert plot_logs(first, second).returncode == 0
     assert plot_logs(first, "--out", tmp_path / "out" / "x.png").returncode == 0
     assert {path.name for path in (first / "plots").iterdir()} == {"training.png", "comparison.png"}
