@@ -1,154 +1,213 @@
-"""The loader: global rows in an order that depends on seed and row number only, one thread ahead of the consumer.
+"""The loader: batches of global rows whose order depends on the seed and the position only.
 
-A run is a sequence of global rows 0, 1, 2, ...; `num_rows` of them are an epoch, and the row after the last one of an
-epoch is the first of the next. A batch is a range of global rows and a rank's batch is a slice of that range, so the
-position is one number, resuming is a division, and ranks cannot disagree. The thread fills NumPy arrays while the
-accelerator computes. To change what a row holds, see `data/packing.py`; to change the order, `data/order.py`.
+A batch is a range of the global rows of `data/row_stream.py`; a rank's batch is a slice of that range, and threads fill
+batches ahead of the consumer. So neither ranks nor threads can change what comes when, and resuming plans one window.
+To change what a row holds, see `data/packing.py`; which documents come when, `data/mixture.py`.
 """
 
-import queue
-import threading
-from collections.abc import Generator, Iterable, Iterator
-from typing import Any, TypeVar
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.batch import Batch
-from data.order import PIECE_STREAM, ROW_STREAM, VALIDATION_KEY_STREAM, permutation, row_keys
-from data.packing import assign, cut, pack, packed_fraction
-from data.shards import Documents, Shards
+from data.cache import fingerprint
+from data.epoch_size import EpochSize, measure_epoch, remembered
+from data.fill_in_the_middle import NUM_SENTINELS, FillInTheMiddleConfig, sentinels_of
+from data.mixture import Budget, Extent, Mixture, MixtureConfig
+from data.order import VALIDATION_KEY_STREAM, row_keys
+from data.packing import PackingConfig, packed_fraction
+from data.prefetch import prefetch
+from data.row_stream import Part, RowStream, State, documents_in_order, fill_batch, part_of
+from data.rows import PieceInfo, RowSettings
+from data.store import Store
 from data.tokenizer import Tokenizer
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
-Value = TypeVar("Value")
-POLL_SECONDS = 0.1
-
-
-class PackedRows:
-    """The rows of one split. `seed` None: always in the same order (validation)."""
-
-    def __init__(self, documents: Documents, row_length: int, seed: int | None) -> None:
-        self.tokens, self.row_length, self.seed = documents.tokens, row_length, seed
-        chosen = np.repeat(np.arange(len(documents.copies)), documents.copies)
-        lengths = np.diff(documents.offsets)[chosen] - 1
-        self.pieces = cut(lengths, row_length)
-        self.first_tokens = documents.offsets[chosen][self.pieces.documents] + self.pieces.starts
-        self.layout = pack(self.pieces.lengths, row_length)
-        self.num_rows = len(self.layout.row_starts) - 1
-        self.num_pairs = int(lengths.sum())
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pieces from longest to shortest and the order of the rows in this epoch; the last two are kept."""
-        found = self._epochs.get(epoch)
-        if found is None:
-            num_pieces = len(self.pieces.lengths)
-            if self.seed is None:
-                ties, rows = np.arange(num_pieces), np.arange(self.num_rows)
-            else:
-                ties = permutation(num_pieces, self.seed, PIECE_STREAM, epoch)
-                rows = permutation(self.num_rows, self.seed, ROW_STREAM, epoch)
-            found = assign(self.pieces.lengths, ties), rows
-            self._epochs = {key: value for key, value in self._epochs.items() if key == epoch - 1} | {epoch: found}
-        return found
-
-    def batch(self, first: int, count: int) -> Batch:
-        """Global rows `first` to `first + count`. Shapes: see `Batch`."""
-        shape = (count, self.row_length)
-        tokens, targets, segments = (np.zeros(shape, np.int32) for _ in range(3))
-        for index in range(count):
-            self._fill(first + index, tokens[index], targets[index], segments[index])
-        numbers = np.arange(first, first + count)
-        keys = row_keys(numbers, 0, VALIDATION_KEY_STREAM) if self.seed is None else row_keys(numbers, self.seed)
-        return Batch(tokens, targets, (segments > 0).astype(np.float32), segments, keys)
-
-    def _fill(self, row: int, tokens: np.ndarray, targets: np.ndarray, segments: np.ndarray) -> None:
-        epoch, within = divmod(row, self.num_rows)
-        pieces, rows = self.order_of(epoch)
-        start, stop = self.layout.row_starts[rows[within] : rows[within] + 2]
-        position = 0
-        for segment, piece in enumerate(pieces[self.layout.ranks[start:stop]], start=1):
-            length, first = self.pieces.lengths[piece], self.first_tokens[piece]
-            end = position + length
-            tokens[position:end] = self.tokens[first : first + length]
-            targets[position:end] = self.tokens[first + 1 : first + length + 1]
-            segments[position:end] = segment
-            position = end
+ROWS_AT_ONCE = 4096
+VALIDATION_WINDOW_TOKENS = 4_000_000
 
 
 class Dataset:
     """Training and validation rows of one corpus, ready to be read."""
 
-    def __init__(self, shards: Shards, tokenizer: Tokenizer, sequence_length: int, seed: int) -> None:
-        self.tokenizer = tokenizer
-        self.sequence_length = sequence_length
-        self._shards = shards
-        self._train = PackedRows(shards.train, sequence_length, seed)
-        self._validation = PackedRows(shards.validation, sequence_length, None)
-        self.rows_per_epoch = self._train.num_rows
-        """Rows of an epoch, the same for every epoch."""
-        self.num_train_tokens = self._train.num_pairs
-        """(input, target) pairs of an epoch."""
-        self.num_validation_documents = len(shards.validation.copies)
-        self.validation_bytes = len(shards.validation_text)
+    def __init__(
+        self,
+        store: Store,
+        tokenizer: Tokenizer,
+        *,
+        sequence_length: int,
+        seed: int,
+        mixture: MixtureConfig,
+        packing: PackingConfig,
+        fill_in_the_middle: FillInTheMiddleConfig | None = None,
+        workers: int = 1,
+        weights: list[float],
+        names: list[str],
+        plan_cache: Path | None = None,
+    ) -> None:
+        """`weights` and `names` of the sources; `plan_cache`: a JSON file that remembers how large an epoch is.
+
+        Raises ConfigError for settings that do not fit each other, DataError when filling in the middle is asked of a
+        tokenizer without its special tokens.
+        """
+        sentinels = None
+        if fill_in_the_middle:
+            refuse_unfillable(packing, sequence_length)
+            sentinels = sentinels_of(tokenizer)
+        self.store, self.tokenizer, self.sequence_length, self.seed = store, tokenizer, sequence_length, seed
+        self.source_names = names
+        self._mixture_config, self._weights, self._workers, self._plan_cache = mixture, weights, workers, plan_cache
+        self._settings = RowSettings(sequence_length, packing, seed, fill_in_the_middle, sentinels)
+        self._budget = Budget(0, None)
+        self.num_validation_documents = sum(store.validation.num_documents)
+        self.validation_bytes: int = store.manifest["validation_text"]["bytes"]
         """UTF-8 bytes of the held-out text."""
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Equal on two machines when the training rows of every epoch and the held-out text are."""
-        files = self._shards.manifest["files"]
-        return "-".join([*(files[name]["crc32"] for name in sorted(files)), str(self.sequence_length)])
+        """Equal on two machines when the training rows of equal seeds and the held-out text are."""
+        shards = [facts["crc32"] for split in (self.store.train, self.store.validation) for facts in split.shards]
+        fim = self._settings.fill_in_the_middle
+        settings = [section.model_dump(mode="json") for section in (self._mixture_config, self._settings.packing)]
+        parts = [shards, self.store.manifest["validation_text"]["crc32"], settings, fim and fim.model_dump(mode="json")]
+        # Names are paths, which differ between machines; only stages look sources up by them.
+        names = self.source_names if self._mixture_config.stages else None
+        return fingerprint([*parts, self._weights, names, self.sequence_length])
 
-    def validation_text(self) -> bytes:
-        """The held-out text, its documents one behind the other, UTF-8."""
-        return self._shards.validation_text
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of the first epoch of the mixture (without stages); those of others differ by little."""
+        return self._epoch.num_rows
 
-    def summary(self) -> dict[str, Any]:
-        """Numbers for the plan."""
-        manifest, rows = self._shards.manifest, self._train
-        return {
-            "train_documents": manifest["train_documents"],
-            "train_bytes": manifest["train_bytes"],
-            "train_tokens": self.num_train_tokens,
-            "bytes_per_token": manifest["train_bytes"]
-            / max(1, manifest["train_tokens"] - 2 * manifest["train_documents"]),
-            "rows_per_epoch": self.rows_per_epoch,
-            "packed_fraction": packed_fraction(rows.num_pairs, rows.num_rows, self.sequence_length),
-            "validation_documents": self.num_validation_documents,
-            "validation_bytes": self.validation_bytes,
-            "validation_tokens": self._validation.num_pairs,
-            "vocab_size": self.tokenizer.vocab_size,
-        }
+    @property
+    def num_train_tokens(self) -> int:
+        """(input, target) pairs of the first epoch of the mixture."""
+        return self._epoch.num_pairs
+
+    @functools.cached_property
+    def _epoch(self) -> EpochSize:
+        if not sum(self.store.train.num_documents):
+            return EpochSize(0, 0)
+        plain = self._mixture_config.model_copy(update={"stages": ()})
+        key = f"{self.fingerprint}-{self.seed}"
+        return remembered(self._plan_cache, key, lambda: measure_epoch(self._stream(plain)))
+
+    def set_budget(self, budget: Budget) -> None:
+        """What stages of the mixture refer to; to be called before `batches` where there are any in such units."""
+        self._budget = budget
+
+    def mixture(self) -> Mixture:
+        """What decides which documents come. Raises UserError when it does not fit the sources or the run."""
+        return self._mixture(self._mixture_config)
+
+    def _mixture(self, config: MixtureConfig) -> Mixture:
+        stored = self.store.train
+        columns = (self.source_names, self._weights, stored.num_documents, stored.num_tokens)
+        extents = [Extent(*values) for values in zip(*columns, strict=True)]
+        return config.build(extents, stored.lengths, self.seed, self._budget)
+
+    def _stream(self, config: MixtureConfig | None = None) -> RowStream:
+        if not sum(self.store.train.num_documents):
+            raise DataError("there is no training document; check data.sources")
+        mixture = self._mixture(config or self._mixture_config)
+        return RowStream(mixture.windows, self.store.train, self._settings)
 
     def batches(
         self,
         batch_size: int,
         *,
-        start_row: int = 0,
+        start: State | None = None,
         rank: int = 0,
         world_size: int = 1,
         micro_batch_size: int | None = None,
-    ) -> Generator[tuple[Batch, dict[str, int]], None, None]:
-        """Endless batches of `batch_size` global rows, of which this rank gets its `batch_size / world_size`.
+    ) -> Generator[tuple[Batch, State], None, None]:
+        """Batches of `batch_size` global rows, of which this rank gets its `batch_size / world_size`.
 
-        Each comes with the state behind it, `{"row": next global row, "epoch": its epoch}`; `start_row=state["row"]`
-        goes on there. Raises ConfigError when the batch cannot be divided. Closing the iterator ends its thread.
+        Each comes with the state behind it (`data.row_stream.State`); `start=state` goes on there. Endless, unless all
+        sources stop: then the last batch is filled up with weight 0, and a further one raises DataError. Raises
+        ConfigError when the batch cannot be divided. Closing the iterator ends its threads.
         """
         check_divides(batch_size, world_size, micro_batch_size)
-        return prefetch(self._batches(batch_size, start_row, rank, batch_size // world_size))
+        jobs = self._jobs(self._stream(), batch_size, start, rank, batch_size // world_size)
+        return prefetch(jobs, self._workers)
 
-    def _batches(self, batch_size: int, row: int, rank: int, share: int) -> Iterator[tuple[Batch, dict[str, int]]]:
-        while True:
-            batch = self._train.batch(row + rank * share, share)
-            row += batch_size
-            yield batch, {"row": row, "epoch": row // self.rows_per_epoch}
+    def _jobs(
+        self, stream: RowStream, batch_size: int, state: State | None, rank: int, share: int
+    ) -> Iterator[Callable[[], tuple[Batch, State]]]:
+        for take in stream.takes(itertools.repeat(batch_size), state, load=True):
+            parts = part_of(take.parts, rank * share, share)
+            numbers = np.arange(share) + take.first_row + rank * share
+            yield functools.partial(self._fill, parts, row_keys(numbers, self.seed), take.state)
+            state = take.state
+        num_rows = state["row"] if state else 0
+        raise DataError(
+            f"all sources are used up after {num_rows} rows ({num_rows // batch_size} batches): set "
+            "data.mixture.exhausted to repeat, or shorten training.duration"
+        )
+
+    def _fill(self, parts: list[Part], keys: np.ndarray, state: State) -> tuple[Batch, State]:
+        return fill_batch(parts, keys, self.sequence_length), state
+
+    def state_at(self, row: int, near: State | None = None) -> State:
+        """The position before the global row `row`, found from `near` (None: the start) on, reading lengths only.
+
+        Raises DataError when the sources end before.
+        """
+        stream = self._stream()
+        state = near or stream.start()
+        assert state["row"] <= row
+        whole, rest = divmod(row - state["row"], ROWS_AT_ONCE)
+        missing = row - state["row"]
+        for take in stream.takes([ROWS_AT_ONCE] * whole + [rest] * (rest > 0), state):
+            state, missing = take.state, missing - take.num_rows
+        if missing:
+            raise DataError(f"the sources are used up before row {row}")
+        return state
+
+    def describe_rows(self, state: State | None, count: int) -> list[list[PieceInfo]]:
+        """For each of the next `count` rows behind `state`, where its pieces come from; fewer where sources end."""
+        takes = self._stream().takes([count], state)
+        stored, parts = self.store.train, [part for take in takes for part in take.parts]
+        return [part.rows.describe(row, stored) for part in parts for row in range(part.first, part.stop)]
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """All validation rows, always the same ones in the same order; the last batch is filled up with weight 0."""
-        for first in range(0, self._validation.num_rows, batch_size):
-            count = min(batch_size, self._validation.num_rows - first)
-            batch = self._validation.batch(first, count)
-            yield Batch(*(pad_rows(array, batch_size) for array in batch))
+        stored = self.store.validation
+        settings = RowSettings(self.sequence_length, self._settings.packing, None)
+        stream = RowStream(documents_in_order(stored, VALIDATION_WINDOW_TOKENS), stored, settings)
+        for take in stream.takes(itertools.repeat(batch_size), load=True):
+            numbers = np.arange(take.first_row, take.first_row + batch_size)
+            yield fill_batch(take.parts, row_keys(numbers, 0, VALIDATION_KEY_STREAM), self.sequence_length)
+
+    def validation_text(self) -> bytes:
+        """The held-out text, its documents one behind the other, UTF-8. Raises DataError when it is damaged."""
+        return self.store.validation_text()
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers for the plan."""
+        train, validation = self.store.train, self.store.validation
+        num_documents, num_bytes = sum(train.num_documents), sum(self.store.text_bytes("train"))
+        columns = (self.source_names, train.num_documents, train.num_tokens)
+        return {
+            "train_documents": num_documents,
+            "train_bytes": num_bytes,
+            "train_tokens": self.num_train_tokens,
+            "bytes_per_token": num_bytes / max(1, sum(train.num_tokens) - 2 * num_documents),
+            "rows_per_epoch": self.rows_per_epoch,
+            "packed_fraction": packed_fraction(self.num_train_tokens, self.rows_per_epoch, self.sequence_length),
+            "validation_documents": self.num_validation_documents,
+            "validation_bytes": self.validation_bytes,
+            "validation_tokens": sum(validation.num_tokens) - self.num_validation_documents,
+            "vocab_size": self.tokenizer.vocab_size,
+            "sources": [
+                {"name": name, "documents": documents, "tokens": tokens}
+                for name, documents, tokens in zip(*columns, strict=True)
+            ],
+        }
 
 
 def check_divides(batch_size: int, world_size: int, micro_batch_size: int | None) -> None:
@@ -163,49 +222,14 @@ def check_divides(batch_size: int, world_size: int, micro_batch_size: int | None
         )
 
 
-def pad_rows(array: np.ndarray, num_rows: int) -> np.ndarray:
-    """Zero rows behind `array` up to `num_rows`."""
-    return np.concatenate([array, np.zeros((num_rows - len(array), *array.shape[1:]), array.dtype)])
-
-
-def prefetch(values: Iterable[Value], depth: int = 2) -> Generator[Value, None, None]:
-    """The same values, computed up to `depth` ahead in a thread, which starts with the first `next`.
-
-    An error in the thread is raised here, in place of the value. Closing or dropping the iterator ends the thread.
-    """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-    thread = threading.Thread(target=_fill_queue, args=(values, ready, stop), name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _fill_queue(values: Iterable[Any], ready: queue.Queue, stop: threading.Event) -> None:
-    try:
-        for value in values:
-            if not _put(ready, ("value", value), stop):
-                return
-        _put(ready, ("end", None), stop)
-    except Exception as error:
-        _put(ready, ("error", error), stop)
-
-
-def _put(ready: queue.Queue, item: tuple[str, Any], stop: threading.Event) -> bool:
-    """Wait for room; False when the consumer has gone meanwhile."""
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=POLL_SECONDS)
-            return True
-        except queue.Full:
-            continue
-    return False
+def refuse_unfillable(packing: PackingConfig, sequence_length: int) -> None:
+    """Raises ConfigError where pieces could not be told with a middle to fill in."""
+    if packing.method == "concat":
+        raise ConfigError(
+            "data.packing.method concat cuts where a row ends, where data.fill_in_the_middle has no room for its three "
+            "tokens; use best_fit or padded"
+        )
+    if sequence_length <= NUM_SENTINELS:
+        raise ConfigError(
+            f"data.sequence_length {sequence_length} leaves no room beside the three tokens of data.fill_in_the_middle"
+        )

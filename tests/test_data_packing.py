@@ -2,12 +2,14 @@
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.packing import assign, cut, fill_bins, pack, packed_fraction
+from data.packing import METHODS, PackingConfig, best_fit, cut, cut_at_rows, fill_bins, packed_fraction
 
 LENGTHS = st.lists(st.integers(1, 16), max_size=40)
 
@@ -57,26 +59,48 @@ def test_packing_is_best_fit_decreasing_and_never_overfills(lengths, extra):
 @settings(max_examples=60, deadline=None)
 @given(lengths=st.lists(st.integers(1, 10), min_size=1, max_size=7))
 def test_number_of_rows_stays_within_the_bound_of_the_optimum(lengths):
-    rows = len(pack(np.array(lengths), 10).row_starts) - 1
+    rows = len(best_fit(np.array(lengths), 10).row_starts) - 1
     best = fewest_rows(tuple(lengths), 10)
     assert best <= rows <= math.floor(11 / 9 * best + 6 / 9)
 
 
 @settings(max_examples=100, deadline=None)
-@given(num_pairs=st.lists(st.integers(1, 50), max_size=20), row_length=st.integers(1, 16), seed=st.integers(0, 9))
-def test_every_pair_is_in_exactly_one_slot(num_pairs, row_length, seed):
-    pieces = cut(np.array(num_pairs, int), row_length)
-    layout = pack(pieces.lengths, row_length)
-    order = assign(pieces.lengths, np.random.default_rng(seed).permutation(len(pieces.lengths)))
-    assert list(pieces.lengths[order]) == sorted(pieces.lengths, reverse=True)
+@given(
+    method=st.sampled_from(sorted(METHODS)),
+    num_pairs=st.lists(st.integers(1, 50), max_size=20),
+    row_length=st.integers(1, 16),
+)
+def test_every_pair_is_in_exactly_one_place(method, num_pairs, row_length):
+    packing, counts = PackingConfig(method=method), np.array(num_pairs, int)
+    pieces = packing.cut(counts, row_length, row_length)
+    order, row_starts = packing.pack(pieces.lengths, row_length)
     seen = []
-    for start, stop in zip(layout.row_starts[:-1], layout.row_starts[1:], strict=True):
-        chosen = order[layout.ranks[start:stop]]
+    for start, stop in pairwise(row_starts):
+        chosen = order[start:stop]
         assert 0 < pieces.lengths[chosen].sum() <= row_length
         for piece in chosen:
             first = pieces.starts[piece]
             seen += [(pieces.documents[piece], pair) for pair in range(first, first + pieces.lengths[piece])]
-    assert sorted(seen) == [(document, pair) for document, count in enumerate(num_pairs) for pair in range(count)]
+    everything = [(document, pair) for document, count in enumerate(num_pairs) for pair in range(count)]
+    assert sorted(seen) == everything
+    if method == "concat":
+        assert seen == everything
+        assert len(row_starts) - 1 == -(-sum(num_pairs) // row_length)
+    if method == "padded":
+        assert (np.diff(row_starts) == 1).all()
+
+
+def test_pieces_of_a_stream_end_with_the_document_or_the_row():
+    pieces = cut_at_rows(np.array([5, 3, 9]), 4)
+    assert pieces.documents.tolist() == [0, 0, 1, 2, 2, 2]
+    assert pieces.starts.tolist() == [0, 4, 0, 0, 4, 8]
+    assert pieces.lengths.tolist() == [4, 1, 3, 4, 4, 1]
+
+
+def test_among_equal_sizes_the_first_comes_first():
+    order, row_starts = best_fit(np.array([2, 5, 2, 5, 1]), 5)
+    assert order.tolist() == [1, 3, 0, 2, 4]
+    assert row_starts.tolist() == [0, 1, 2, 5]
 
 
 def test_a_long_document_is_cut_into_consecutive_pieces():
@@ -86,8 +110,13 @@ def test_a_long_document_is_cut_into_consecutive_pieces():
     assert pieces.lengths.tolist() == [4, 1, 4, 4, 1]
 
 
-def test_realistic_lengths_waste_next_to_nothing():
-    lengths = np.random.default_rng(0).lognormal(6, 1.5, 20_000).astype(int) + 1
-    pieces = cut(lengths, 1024)
-    rows = len(pack(pieces.lengths, 1024).row_starts) - 1
-    assert packed_fraction(int(lengths.sum()), rows, 1024) > 0.999
+@pytest.mark.parametrize("row_length", [256, 1024, 4096])
+@pytest.mark.parametrize("median", [4.0, 6.0, 8.0])
+def test_a_window_of_short_and_long_documents_wastes_next_to_nothing(row_length, median):
+    """99 % is what the project asks of mixed corpora; a window holds two million tokens."""
+    draw = np.random.default_rng(0)
+    lengths = draw.lognormal(median, 1.5, 60_000).astype(int) + 1
+    lengths = lengths[: np.searchsorted(np.cumsum(lengths), 2_000_000)]
+    pieces = cut(lengths, row_length)
+    rows = len(best_fit(pieces.lengths, row_length).row_starts) - 1
+    assert packed_fraction(int(lengths.sum()), rows, row_length) > 0.99

@@ -1,0 +1,205 @@
+"""The folder of shards: what was written comes back, damage is named, and little is held open."""
+
+import json
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data.store
+from data.shard_file import write_shard
+from data.store import groups_of, open_store
+from tests.stored_documents import dataset_over, tokenizer, write_store
+from utils.errors import DataError
+
+SOURCES = [[5, 9, 2, 30, 7, 4, 1], [3, 3, 12, 1], [], [40]]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("store") / "s", SOURCES, (3, 9, 2, 8))
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "copy")
+
+
+@pytest.fixture
+def store(folder):
+    return open_store(folder, tokenizer.hash)
+
+
+def documents_of(sources, first_token=1000):
+    """The tokens of each document, in the order of `write_store`."""
+    result = []
+    for lengths in sources:
+        result.append([])
+        for length in lengths:
+            result[-1].append(list(range(first_token, first_token + length + 1)))
+            first_token += length + 1
+    return result
+
+
+def test_every_document_comes_back(store):
+    expected = documents_of(SOURCES)
+    for source, documents in enumerate(expected):
+        numbers = np.arange(len(documents))
+        assert [store.train.document(source, number).tolist() for number in numbers] == documents
+        assert store.train.lengths(source, numbers).tolist() == [len(tokens) for tokens in documents]
+        assert store.train.ordinals(source, numbers).tolist() == [2 * number + 1 for number in numbers]
+    assert store.train.num_documents == [7, 4, 0, 1]
+    assert store.train.num_tokens == [65, 23, 0, 41]
+    assert store.validation.num_documents == [4, 0, 0, 0]
+    assert store.validation.document(0, 0)[0] == 1000 + 65 + 23 + 41
+    assert store.validation_text() == b"held out"
+    assert store.text_bytes("train") == [195, 69, 0, 123]
+
+
+@settings(max_examples=40, deadline=None)
+@given(chosen=st.lists(st.sampled_from([(s, d) for s, each in enumerate(SOURCES) for d in range(len(each))])))
+def test_reading_many_equals_reading_one_by_one(written, chosen):
+    stored = open_store(written).train
+    sources, documents = (np.array([pair[i] for pair in chosen], np.int64) for i in range(2))
+    tokens, firsts = stored.read(sources, documents)
+    expected = documents_of(SOURCES)
+    for (source, document), first in zip(chosen, firsts.tolist(), strict=True):
+        wanted = expected[source][document]
+        assert tokens[first : first + len(wanted)].tolist() == wanted
+    assert len(tokens) == sum(len(expected[s][d]) for s, d in chosen)
+
+
+@pytest.mark.parametrize("token_type", [np.uint16, np.uint32])
+def test_both_kinds_of_token(tmp_path, token_type):
+    stored = open_store(write_store(tmp_path / "s", [[3, 4]], token_type=token_type)).train
+    assert stored.document(0, 1).dtype == token_type
+    assert stored.document(0, 1).tolist() == [1004, 1005, 1006, 1007, 1008]
+
+
+def test_a_document_that_is_not_there(store):
+    for wrong in (-1, 7):
+        with pytest.raises(IndexError, match="source 0 has 7 documents"):
+            store.train.lengths(0, np.array([wrong]))
+
+
+def test_another_tokenizer_is_a_hard_stop(folder):
+    with pytest.raises(DataError, match=f"made with tokenizer {tokenizer.hash[:12]}, not with the given one abc"):
+        open_store(folder, "abc")
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_shard_cut_short_or_missing_is_found_at_open(folder):
+    shard = folder / "train" / "00-00001.shard"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"00-00001\.shard: damaged \(260 bytes where 264 were written\); delete"):
+        open_store(folder)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"00-00001\.shard: damaged \(No such file"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("place", [3, 8, 24, -1, -20])
+def test_a_flipped_byte_is_found_when_the_shard_is_read(folder, place):
+    flip(folder / "train" / "00-00001.shard", place)
+    store = open_store(folder)
+    store.train.read(np.array([0, 1]), np.array([2, 0]))
+    with pytest.raises(DataError, match=r"00-00001\.shard: damaged \(its (checksum|header)"):
+        store.train.read(np.array([0]), np.array([3]))
+    with pytest.raises(DataError, match=r"00-00001\.shard: damaged"):
+        store.verify()
+
+
+def test_flipped_offsets_are_found_without_reading_tokens(folder):
+    flip(folder / "train" / "00-00001.shard", 32 + 8 + 2)
+    with pytest.raises(DataError, match=r"00-00001\.shard: damaged \(its offsets make no sense"):
+        open_store(folder).train.lengths(0, np.array([3]))
+
+
+def test_verify_names_everything_and_counts_bytes(folder):
+    seen = []
+    open_store(folder).verify(lambda done, total: seen.append((done, total)))
+    sizes = sum(path.stat().st_size for path in folder.rglob("*.*") if path.name != "manifest.json")
+    assert seen[-1] == (sizes, sizes)
+    flip(folder / "validation.txt", 0)
+    flip(folder / "validation" / "00-00000.shard", -1)
+    with pytest.raises(DataError) as caught:
+        open_store(folder).verify()
+    assert len(caught.value.problems) == 2
+    with pytest.raises(DataError, match=r"validation\.txt: damaged \(its checksum"):
+        open_store(folder).validation_text()
+
+
+def test_a_manifest_that_is_none(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for content, message in (
+        (manifest | {"format": 1}, "format 1, this program reads 2"),
+        ({"format": 2, "tokenizer_hash": ""}, r"manifest\.json: incomplete \(KeyError"),
+        ([], r"manifest\.json: unreadable"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=message):
+            open_store(folder)
+    path.unlink()
+    with pytest.raises(DataError, match=r"manifest\.json: unreadable .*No such file"):
+        open_store(folder)
+
+
+def test_maps_are_closed_and_checks_are_spread(store, monkeypatch):
+    checked = []
+    monkeypatch.setattr(data.store, "MAX_MAPPED_BYTES", 600)
+    monkeypatch.setattr(data.store, "CHECKED_BYTES", 600)
+    monkeypatch.setattr(data.store, "check_file", lambda path, facts: checked.append(path.name))
+    stored = store.train
+    everything = [(s, d) for s, each in enumerate(SOURCES) for d in range(len(each))]
+    sources, documents = (np.array([pair[i] for pair in everything]) for i in range(2))
+    counts = []
+    for _ in range(5):
+        tokens, _ = stored.read(sources, documents)
+        assert tokens.tolist() == sum(sum(documents_of(SOURCES), []), [])
+        counts.append(len(checked))
+        assert sum(stored.shards[number]["bytes"] for number in stored._open) <= 600
+    assert counts[0] < counts[1] <= counts[-1] == len(stored.shards) == len(set(checked))
+
+
+def write_many(folder, num_documents, per_shard=2000):
+    """A store of many equal documents, quickly."""
+    write_store(folder, [[7]])
+    manifest, rows = json.loads((folder / "manifest.json").read_text()), []
+    for first in range(0, num_documents, per_shard):
+        name, count = f"train/00-{first:07}.shard", min(per_shard, num_documents - first)
+        tokens, offsets = np.tile(np.arange(8, dtype=np.uint16), count), np.arange(count + 1) * 8
+        facts = write_shard(folder / name, tokens, offsets, np.arange(first, first + count))
+        rows.append({"file": name, "source": 0, "text_bytes": 1, **facts})
+    manifest["shards"]["train"] = rows
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    peaks = []
+    for name, num_documents in (("warm", 4_000), ("few", 4_000), ("many", 80_000)):
+        folder = write_many(tmp_path / name, num_documents)
+        tracemalloc.start()
+        dataset = dataset_over(folder)
+        batches = dataset.batches(8)
+        for _ in range(40):
+            next(batches)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        batches.close()
+    assert peaks[2] - peaks[1] < 200_000  # 76,000 more documents, 38 more shards
+
+
+def test_groups():
+    found = groups_of(np.array([3, 1, 3, 0, 1]))
+    assert [(value, places.tolist()) for value, places in found] == [(0, [3]), (1, [1, 4]), (3, [0, 2])]
+    assert groups_of(np.zeros(0, int)) == []
