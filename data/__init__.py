@@ -16,3 +16,9 @@ TOKENIZERS = {
     "file": "data.tokenizer:FileTokenizerConfig",
     "bytes": "data.tokenizer:BytesTokenizerConfig",
 }
+
+FILTERS = {
+    "length": "data.filters:LengthFilterConfig",
+    "symbols": "data.filters:SymbolFilterConfig",
+    "repetition": "data.repetition:RepetitionFilterConfig",
+}
