@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mixture import MixtureConfig
+from data.mixture import Budget, MixtureConfig, StageConfig
 from data.packing import PackingConfig
 from data.store import open_store
 from tests.stored_documents import dataset_over, expected_pairs, fim_tokenizer, pairs_in, with_fim, write_store
@@ -163,6 +163,39 @@ def test_a_position_can_be_found_and_described_without_reading(store, options, m
                     assert found == chosen[:-1]
                 else:
                     assert len(set(found) & set(chosen)) >= piece.length
+
+
+def test_going_on_far_along_plans_one_window(store, monkeypatch):
+    dataset, calls = dataset_over(store), []
+    _, window = next(dataset.mixture().windows())
+    epoch = 10**7
+    counts = [epoch * number for number in store.train.num_documents]
+    state = {"row": 10**9, "epoch": epoch, "tokens": counts, "within": 1}
+    lengths = store.train.lengths
+    monkeypatch.setattr(store.train, "lengths", lambda *values: calls.append(values) or lengths(*values))
+    batch, behind = take(dataset, 1, 2, start=state | {"window": window | {"epoch": epoch, "documents": counts}})[0]
+    assert batch.weights.any()
+    assert behind["row"] == 10**9 + 2
+    assert behind["epoch"] == epoch
+    assert len(calls) <= 2 * 2 * len(SOURCES)  # By the mixture and for the rows, of two windows at most.
+    assert {piece.epoch for row in dataset.describe_rows(behind, 4) for piece in row} <= {epoch, epoch + 1}
+
+
+def test_stages_follow_the_budget_and_leave_the_epoch_alone(store):
+    half = StageConfig.model_validate({"tokens": "50 %", "weights": {"source0": 1}})
+    rest = StageConfig.model_validate({"weights": {"source1": 1, "source2": 1}})
+    mixture = MixtureConfig(by="tokens", window_tokens=40, stages=(half, rest))
+    dataset = dataset_over(store, mixture=mixture)
+    assert (
+        dataset.rows_per_epoch == dataset_over(store, mixture=mixture.model_copy(update={"stages": ()})).rows_per_epoch
+    )
+    with pytest.raises(ConfigError):
+        dataset.batches(2)
+    dataset.set_budget(Budget(10, 400))
+    given = [state["tokens"] for _, state in take(dataset, 60, 1)]
+    assert 150 < given[-1][0] < 250
+    assert [each for each in given if each[0] < given[-1][0] and sum(each[1:])] == []
+    assert min(given[-1][1:]) > 0
 
 
 def test_filling_in_the_middle_keeps_every_token(store):
