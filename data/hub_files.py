@@ -161,7 +161,7 @@ def download(dataset: str, revision: str, file: HubFile, cache_dir: str | None) 
     if path:
         return path
     hub = optional("huggingface_hub", "data")
-    where = {"repo_type": "dataset", "revision": revision, "cache_dir": cache_dir}
+    where = {"repo_type": "dataset", "revision": revision, "cache_dir": str(cache_root(cache_dir))}
     found = Path(attempt(lambda: hub.hf_hub_download(dataset, file.path, **where), dataset))
     if found.stat().st_size != file.num_bytes:
         again = lambda: hub.hf_hub_download(dataset, file.path, force_download=True, **where)  # noqa: E731
@@ -174,7 +174,9 @@ def download(dataset: str, revision: str, file: HubFile, cache_dir: str | None) 
 def cached(dataset: str, revision: str, file: HubFile, cache_dir: str | None) -> Path | None:
     """The file when the cache holds it whole; no network."""
     hub = optional("huggingface_hub", "data")
-    found = hub.try_to_load_from_cache(dataset, file.path, cache_dir=cache_dir, revision=revision, repo_type="dataset")
+    found = hub.try_to_load_from_cache(
+        dataset, file.path, cache_dir=cache_root(cache_dir), revision=revision, repo_type="dataset"
+    )
     is_whole = isinstance(found, str) and os.path.isfile(found) and os.path.getsize(found) == file.num_bytes
     return Path(found) if is_whole else None
 

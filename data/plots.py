@@ -1,8 +1,8 @@
 """The plots of synthetic stories.
 
 A plot is a list of paragraphs (an empty line between them), a paragraph a list of moments (lines), a moment a choice of
-sentences (`|`), one of which is told; an empty one tells nothing. `a b c d` are the parts of one of the plot's rows, the other
-slots are explained in `data/grammar.py`. To add a plot, append to `PLOTS`.
+sentences (`|`), one of which is told; an empty one tells nothing. `a b c d` are the parts of a row of the plot; the
+other slots are explained in `data/grammar.py`. To add a plot, append to `PLOTS`.
 """
 
 from typing import NamedTuple

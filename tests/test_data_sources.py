@@ -71,8 +71,8 @@ def make_hub(folder: Path, files, packing: str):
 
 
 def make_stdlib(folder: Path, files, packing: str):
-    source = StdlibSourceConfig(max_documents=3)
-    return source, read(source)[0]
+    """Slow to list, and the same whatever `files`: it resumes in a test of its own."""
+    return StdlibSourceConfig(), []
 
 
 def make_synthetic(folder: Path, files, packing: str):
@@ -93,15 +93,14 @@ MAKERS = {
 PACKED = [(kind, packing) for kind in ("jsonl", "text", "markdown") for packing in (".gz", ".zst")]
 
 
-@pytest.mark.parametrize(("kind", "packing"), [*((kind, "") for kind in SOURCES), *PACKED])
-@settings(max_examples=12, deadline=None)
+@pytest.mark.parametrize(("kind", "packing"), [*((kind, "") for kind in SOURCES if kind != "stdlib"), *PACKED])
+@settings(max_examples=10, deadline=None)
 @given(files=TEXTS, limit=st.none() | st.integers(1, 8))
 def test_every_source_gives_its_texts_and_resumes_anywhere(tmp_path_factory, kind, packing, files, limit):
     source, expected = MAKERS[kind](tmp_path_factory.mktemp("corpus"), files, packing)
     assert type(source).__name__ == SOURCES[kind].split(":")[1]
-    if kind != "stdlib":
-        source = source.model_copy(update={"max_documents": limit})
-        expected = expected[:limit]
+    source = source.model_copy(update={"max_documents": limit})
+    expected = expected[:limit]
     if not expected:
         with pytest.raises(DataError, match="holds no"):
             read(source)
@@ -183,12 +182,12 @@ def test_only_the_first_are_named():
 
 
 def test_it_stops_as_soon_as_a_thousand_tell_and_not_before():
-    words = ("bad",) * 11 + ("good",) * 5000
-    given_before: list[str] = []
+    words = ("bad",) * 10 + ("good",) * 989 + ("bad",) + ("good",) * 5000
+    told: list[str] = []
     with pytest.raises(DataError, match="11 of 1000 files"):
-        given_before.extend(text for text, _ in Listed(words=words).documents())
-    assert len(given_before) == 0
-    assert len(read(Listed(words=("good",) * 1000 + ("bad",) * 10 + ("good",) * 5000))[0]) == 6000
+        told.extend(text for text, _ in Listed(words=words).documents())
+    assert len(told) == 989
+    assert len(read(Listed(words=words[1:]))[0]) == 5989
 
 
 def test_what_is_left_out_by_rule_is_counted_and_never_stops():
