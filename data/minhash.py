@@ -53,7 +53,7 @@ class NearConfig(Section):
     """Runs of words in both texts over runs in either, from which on the later text is dropped. It is estimated, with a
     standard deviation of 0.025 at 0.8 and 256 permutations. The line is drawn one such deviation lower, so that of the
     texts at exactly this similarity five of six are found."""
-    num_perm: int = Field(default=256, ge=64, le=1024, multiple_of=2)
+    num_perm: int = Field(default=256, ge=64, le=512, multiple_of=2)
     """Minima per text. Four times as many halve the error of the estimate and cost four times the time and disk."""
     ngram: int = Field(default=5, ge=1, le=100)
     """Words in a run. Shorter runs find looser copies."""
