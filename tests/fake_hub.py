@@ -1,4 +1,4 @@
-"""A hub in a folder: the calls that Pippin makes of huggingface_hub, with the layout of its cache; it counts and can fail."""
+"""A hub in a folder: the calls that Pippin makes of huggingface_hub, with its layout of the cache; it can fail."""
 
 from pathlib import Path
 from types import SimpleNamespace
