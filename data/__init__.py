@@ -6,9 +6,14 @@ The three tables name what a config's `type:` may say in the data section. To ad
 DATASETS = {"text": "data.text:TextDataConfig"}
 
 SOURCES = {
-    "jsonl": "data.sources:JSONLSourceConfig",
-    "text": "data.sources:TextSourceConfig",
-    "stdlib": "data.sources:StdlibSourceConfig",
+    "jsonl": "data.file_sources:JSONLSourceConfig",
+    "text": "data.file_sources:TextSourceConfig",
+    "markdown": "data.document_sources:MarkdownSourceConfig",
+    "tree": "data.document_sources:TreeSourceConfig",
+    "parquet": "data.parquet_source:ParquetSourceConfig",
+    "hub": "data.hub_source:HubSourceConfig",
+    "stdlib": "data.stdlib_source:StdlibSourceConfig",
+    "synthetic": "data.synthetic:SyntheticSourceConfig",
 }
 
 TOKENIZERS = {
