@@ -7,6 +7,7 @@ seed and of where the piece comes from, so it does not depend on who reads it or
 To change the two layouts, edit `rearrange`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,10 @@ class Cuts(NamedTuple):
     points: np.ndarray
     """[P, 2] float64 in [0, 1), rising: where the middle begins and ends."""
 
+    def at(self, places: np.ndarray) -> "Cuts":
+        """Those of the pieces at `places`."""
+        return Cuts(self.transformed[places], self.suffix_first[places], self.points[places])
+
 
 class FillInTheMiddleConfig(Section):
     """Rearranges training pieces for infilling; the tokenizer needs tokens fim_prefix, fim_suffix and fim_middle."""
@@ -46,12 +51,10 @@ class FillInTheMiddleConfig(Section):
     spm_rate: float = Field(default=0.5, ge=0, le=1)
     """Share of those that tell the suffix first."""
 
-    def choose(
-        self, seed: int, sources: np.ndarray, documents: np.ndarray, epochs: np.ndarray, starts: np.ndarray
-    ) -> Cuts:
-        """What to do with pieces, told apart by four int arrays [P] (`starts`: first pair in its document)."""
-        words = np.full(len(sources), np.uint64(seed & 0xFFFFFFFFFFFFFFFF))
-        for values in (sources, documents, epochs, starts):
+    def choose(self, seed: int, origins: Sequence[np.ndarray]) -> Cuts:
+        """What to do with P pieces, told apart by int arrays [P]: source, document, epoch, first pair."""
+        words = np.zeros(len(origins[0]), np.uint64)
+        for values in origins:
             words = hash_words(seed, FIM_STREAM, words ^ hash_words(seed, FIM_STREAM, values))
         kinds = _uniform(words, seed, FIM_STREAM)
         points = np.stack([_uniform(words, seed, stream) for stream in (FIM_BEGIN_STREAM, FIM_END_STREAM)], axis=1)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.fill_in_the_middle import NUM_SENTINELS, Cuts, FillInTheMiddleConfig, Sentinels, rearrange
+from data.fill_in_the_middle import NUM_SENTINELS, FillInTheMiddleConfig, Sentinels, rearrange
 from data.mixture import Window
 from data.order import ROW_STREAM, permutation
 from data.packing import PackingConfig
@@ -58,7 +58,8 @@ class WindowRows:
         sizes, cuts = pieces.lengths, None
         if fim:
             assert settings.seed is not None
-            cuts = fim.choose(settings.seed, *(array[pieces.documents] for array in window), pieces.starts)
+            origins = (*(array[pieces.documents] for array in window), pieces.starts)
+            cuts = fim.choose(settings.seed, origins)
             sizes = sizes + NUM_SENTINELS * cuts.transformed
         layout = settings.packing.pack(sizes, length)
         self.num_rows = len(layout.row_starts) - 1
@@ -68,7 +69,7 @@ class WindowRows:
             order, self.row_starts = reorder(order, self.row_starts, rows)
         self._documents = pieces.documents[order]
         self.sources, self.starts, self.sizes = window.sources[self._documents], pieces.starts[order], sizes[order]
-        self._cuts = None if cuts is None else Cuts(*(array[order] for array in cuts))
+        self._cuts = None if cuts is None else cuts.at(order)
         self._before = np.cumsum(self.sizes) - self.sizes
         self._tokens: np.ndarray | None = None
 
@@ -84,7 +85,7 @@ class WindowRows:
 
     def describe(self, row: int, stored: StoredDocuments) -> list[PieceInfo]:
         """The pieces of a row of the window, from left to right."""
-        places = np.arange(self.row_starts[row], self.row_starts[row + 1])
+        places = slice(*self.row_starts[row : row + 2])
         chosen = self._documents[places]
         sources, documents, epochs = (np.asarray(array)[chosen].tolist() for array in self._window)
         starts, transformed = self.starts[places].tolist(), self._transformed(places)
@@ -104,7 +105,7 @@ class WindowRows:
         sizes = self.sizes[low:high]
         begins = rows * length + self._before[low:high] - self._before[heads][rows]
         flat, source, firsts = tokens.reshape(-1), self._tokens, self._firsts[low:high]
-        transformed = self._transformed(np.arange(low, high))
+        transformed = self._transformed(slice(low, high))
         columns = (begins.tolist(), np.where(transformed, 0, sizes).tolist(), firsts.tolist())
         for begin, size, token in zip(*columns, strict=True):
             flat[begin : begin + size] = source[token : token + size]
@@ -120,8 +121,8 @@ class WindowRows:
         np.cumsum(segments, axis=1, out=segments)
         segments *= np.arange(length) < filled[:, None]
 
-    def _transformed(self, places: np.ndarray) -> np.ndarray:
-        return np.zeros(len(places), bool) if self._cuts is None else self._cuts.transformed[places]
+    def _transformed(self, places: slice) -> np.ndarray:
+        return np.zeros(len(self.sizes[places]), bool) if self._cuts is None else self._cuts.transformed[places]
 
     def _rearranged(self, place: int) -> np.ndarray:
         """The tokens of a transformed piece as they are told: one more than its pairs."""

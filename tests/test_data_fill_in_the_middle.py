@@ -56,7 +56,7 @@ def places(count):
 
 def test_rates_and_cuts_are_as_asked():
     config = FillInTheMiddleConfig(rate=0.5, spm_rate=0.25)
-    cuts = config.choose(1, *places(20_000))
+    cuts = config.choose(1, places(20_000))
     assert abs(cuts.transformed.mean() - 0.5) < 0.015
     assert abs(cuts.suffix_first[cuts.transformed].mean() - 0.25) < 0.015
     assert not cuts.suffix_first[~cuts.transformed].any()
@@ -64,24 +64,24 @@ def test_rates_and_cuts_are_as_asked():
     assert (points[:, 0] <= points[:, 1]).all()
     # The smaller and the larger of two uniform numbers have means 1/3 and 2/3.
     assert np.allclose(points.mean(axis=0), [1 / 3, 2 / 3], atol=0.01)
-    assert not FillInTheMiddleConfig(rate=0).choose(1, *places(1000)).transformed.any()
-    always = FillInTheMiddleConfig(rate=1, spm_rate=1).choose(1, *places(1000))
+    assert not FillInTheMiddleConfig(rate=0).choose(1, places(1000)).transformed.any()
+    always = FillInTheMiddleConfig(rate=1, spm_rate=1).choose(1, places(1000))
     assert always.suffix_first.all()
 
 
 def test_the_choice_depends_on_the_seed_and_on_each_part_of_the_place():
     config, alone = FillInTheMiddleConfig(), [np.zeros(1000, int)] * 4
     numbers = np.arange(1000)
-    found = [tuple(config.choose(seed, *alone[:0], *places(1000)).transformed.tolist()) for seed in (0, 1)]
+    found = [tuple(config.choose(seed, places(1000)).transformed.tolist()) for seed in (0, 1)]
     for part in range(4):
         origins = list(alone)
         origins[part] = numbers
-        cuts = config.choose(0, *origins)
+        cuts = config.choose(0, origins)
         assert 400 < cuts.transformed.sum() < 600
         found.append(tuple(cuts.transformed.tolist()))
     assert len(set(found)) == 5  # The first of the second list is that of the document, which came before.
-    some = config.choose(0, *(each[500:510] for each in places(1000)))
-    assert some.points.tolist() == config.choose(0, *places(1000)).points[500:510].tolist()
+    some = config.choose(0, [each[500:510] for each in places(1000)])
+    assert some.points.tolist() == config.choose(0, places(1000)).points[500:510].tolist()
 
 
 def test_sentinels_are_special_tokens_of_the_tokenizer():
