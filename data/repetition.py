@@ -18,6 +18,11 @@ from data.pieces import pieces
 
 TOP = {n: f"top_{n}_gram" for n in range(2, 5)}
 DUPLICATE = {n: f"duplicate_{n}_grams" for n in range(5, 11)}
+NAMES = (
+    *("duplicate_lines", "duplicate_paragraphs", "duplicate_line_characters", "duplicate_paragraph_characters"),
+    *TOP.values(),
+    *DUPLICATE.values(),
+)
 Limit = float | None
 
 
@@ -58,34 +63,36 @@ class RepetitionFilterConfig(FilterConfig):
     """As duplicate_5_grams, ten words."""
 
     def reason(self, text: str) -> str | None:
-        """See `FilterConfig.reason`: the first field whose limit is passed."""
-        fractions = repetition(text)
-        limits = ((name, getattr(self, name)) for name in fractions)
-        return next((name for name, limit in limits if limit is not None and fractions[name] > limit), None)
+        """See `FilterConfig.reason`: the first field whose limit is passed; later pieces cannot make up for it."""
+        limits = {name: getattr(self, name) for name in NAMES}
+        for fractions in repetition(text):
+            for name, fraction in fractions.items():
+                if limits[name] is not None and fraction > limits[name]:
+                    return name
+        return None
 
 
-def repetition(text: str) -> dict[str, float]:
-    """Every fraction by the name of its field, each from 0 to 1; 0 where nothing is repeated."""
-    fractions = measure("")
+def repetition(text: str) -> Iterator[dict[str, float]]:
+    """Every fraction by the name of its field, each from 0 to 1; 0 where nothing is repeated.
+
+    One dict for each piece, of which the last is that of the document: they grow, what was not read counts as new.
+    """
+    total = dict.fromkeys(NAMES, 0.0)
     for piece in pieces(text):
-        for name, fraction in measure(piece).items():
-            fractions[name] += fraction * len(piece) / len(text)
-    return fractions
+        share = len(piece) / len(text)
+        total = {name: total[name] + share * fraction for name, fraction in measure(piece).items()}
+        yield total
 
 
 def measure(text: str) -> dict[str, float]:
     """The fractions of one piece, in the order of table A1."""
     lines = [line.strip() for line in text.split("\n")]
     paragraphs = [part.strip("\n") for part in "\n".join(lines).split("\n\n")]
-    line, line_characters = repeated_share([line for line in lines if line])
-    paragraph, paragraph_characters = repeated_share([part for part in paragraphs if part])
-    fractions = {
-        "duplicate_lines": line,
-        "duplicate_paragraphs": paragraph,
-        "duplicate_line_characters": line_characters,
-        "duplicate_paragraph_characters": paragraph_characters,
-    }
-    fractions |= dict.fromkeys((*TOP.values(), *DUPLICATE.values()), 0.0)
+    by_lines = repeated_share([line for line in lines if line])
+    by_paragraphs = repeated_share([part for part in paragraphs if part])
+    fractions = dict.fromkeys(NAMES, 0.0)
+    fractions["duplicate_lines"], fractions["duplicate_line_characters"] = by_lines
+    fractions["duplicate_paragraphs"], fractions["duplicate_paragraph_characters"] = by_paragraphs
     words = Words.of(text)
     for grams in shared_grams(words, max(DUPLICATE)):
         if grams.length in TOP:

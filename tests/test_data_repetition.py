@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.pieces import PIECE
-from data.repetition import RepetitionFilterConfig, measure, repetition
+from data.repetition import NAMES, RepetitionFilterConfig, measure, repetition
 
 TABLE_A1 = {
     "duplicate_lines": 0.30,
@@ -26,6 +26,11 @@ TABLE_A1 = {
 }
 OFF = dict.fromkeys(TABLE_A1)
 TEXTS = st.lists(st.sampled_from(["a", "bb", "ccc", "a bb", "\n", "\n\n", " \n"]), max_size=60).map(" ".join)
+
+
+def final(text):
+    """The fractions of the whole document."""
+    return list(repetition(text))[-1]
 
 
 def words_marked(words, starts, length):
@@ -67,18 +72,18 @@ def expected_fractions(text):
 @given(text=TEXTS | st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_every_fraction_is_what_marking_word_by_word_gives(text):
     assert measure(text) == pytest.approx(expected_fractions(text), abs=1e-12)
-    assert repetition(text) == pytest.approx(expected_fractions(text), abs=1e-12)
+    assert not text or final(text) == pytest.approx(expected_fractions(text), abs=1e-12)
 
 
 def test_fractions_that_can_be_worked_out_by_hand():
-    found = repetition("one two\n\none two\n\nthree\nfour")
+    found = final("one two\n\none two\n\nthree\nfour")
     assert found["duplicate_lines"] == pytest.approx(1 / 4)
     assert found["duplicate_line_characters"] == pytest.approx(7 / 23)
     assert found["duplicate_paragraphs"] == pytest.approx(1 / 3)
     assert found["duplicate_paragraph_characters"] == pytest.approx(7 / 24)
     assert found["top_2_gram"] == pytest.approx(12 / 21)
     assert found["top_3_gram"] == 0
-    overlapping = repetition("a " * 12)
+    overlapping = final("a " * 12)
     assert overlapping["top_2_gram"] == 1
     assert overlapping["duplicate_5_grams"] == pytest.approx(11 / 12)
 
@@ -87,15 +92,16 @@ def test_limits_and_their_order_are_those_of_the_paper():
     fields = RepetitionFilterConfig().model_dump()
     assert fields.pop("type") == "repetition"
     assert fields == TABLE_A1
-    assert list(repetition("")) == list(TABLE_A1)
-    assert set(repetition("").values()) == {0}
+    assert list(measure("")) == list(NAMES) == list(TABLE_A1)
+    assert set(measure("").values()) == {0}
+    assert list(repetition("")) == []
 
 
 @pytest.mark.parametrize("field", TABLE_A1)
 def test_each_limit_has_two_sides(field):
     words = " ".join(f"w{number}" for number in range(60))
     text = "\n\n".join([words, words[:60], words[:60], words[:60], words])
-    fraction = repetition(text)[field]
+    fraction = final(text)[field]
     assert 0 < fraction < 1
     assert RepetitionFilterConfig.model_validate({**OFF, field: fraction}).reason(text) is None
     assert RepetitionFilterConfig.model_validate({**OFF, field: fraction - 1e-9}).reason(text) == field
@@ -116,8 +122,11 @@ def test_a_long_document_is_measured_in_pieces_by_their_length():
     half = PIECE // 2
     different = "".join(f"{number:>7}\n" for number in range(half // 8))
     again = "0000000\n" * (PIECE // 8)
-    assert repetition(different)["duplicate_lines"] == 0
-    mixed = repetition(again + different)
+    assert final(different)["duplicate_lines"] == 0
+    mixed = final(again + different)
+    assert next(repetition(again + different))["duplicate_lines"] == pytest.approx(2 / 3, abs=1e-4)
+    assert all(fraction <= mixed[name] for name, fraction in next(repetition(different + again)).items())
+    assert RepetitionFilterConfig(duplicate_lines=0.7).reason(again + different) != "duplicate_lines"
     assert mixed["duplicate_lines"] == pytest.approx(2 / 3, abs=1e-4)
     assert mixed["duplicate_10_grams"] == pytest.approx(2 / 3, abs=1e-4)
     assert RepetitionFilterConfig().reason(again + different) == "duplicate_lines"
