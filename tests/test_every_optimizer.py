@@ -59,7 +59,7 @@ def run_config(folder: Path, row: str, **changes: Any) -> Config:
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path, row: str) -> None:
     whole = run_config(tmp_path, row, name="whole", training={"compile": True})
     quiet_train(whole)
-    for step in (3, 7):
+    for step in (3, 7) if row in OFTEN else (7,):
         name = f"stopped-{step}"
         stopped = run_config(tmp_path, row, name=name, training={"compile": True})
         assert interrupt_after(stopped, step=step).step == step
@@ -70,7 +70,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path, row: str) -
 @every_row
 def test_micro_batches_do_not_change_the_losses(tmp_path: Path, row: str) -> None:
     found = []
-    for size in (8, 2):
+    for size in (8, 4):
         config = run_config(tmp_path, row, name=f"micro-{size}", training={"micro_batch_size": size})
         quiet_train(config)
         found.append(losses(run_folder(config)))
@@ -124,9 +124,6 @@ def test_the_loop_starts_what_is_due_before_each_update_and_installs_it_after(
 
 @pytest.mark.parametrize("row", ["soap", "shampoo"])
 def test_what_had_to_be_damped_is_in_the_metrics(tmp_path: Path, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = run_config(tmp_path, row)
-    quiet_train(config)
-    assert {row["optim/num_damped"] for row in metric_rows(run_folder(config)) if "train/loss" in row} == {0.0}
     refresh = Optimizer.refresh
 
     def breaking(self: Optimizer, num_updates: int) -> Any:
@@ -140,7 +137,7 @@ def test_what_had_to_be_damped_is_in_the_metrics(tmp_path: Path, row: str, monke
     broken = run_config(tmp_path, row, name="broken")
     assert quiet_train(broken).step == 12
     counts = [row["optim/num_damped"] for row in metric_rows(run_folder(broken)) if "train/loss" in row]
-    assert counts[5] == 0
+    assert set(counts[:6]) == {0.0}
     assert counts[-1] > 0
 
 
