@@ -17,6 +17,7 @@ import mlx.core as mx
 import pytest
 
 from core.checkpoint import TEMPORARY, list_checkpoints
+from core.config import load
 from core.evaluation import Evaluator
 from core.run import run_folder
 from tests.processes import TRAIN, finish, num_lines, run, start, wait_until, write_yaml
@@ -101,8 +102,7 @@ def test_while_the_first_step_is_compiled(folder: Path, tmp_path: Path, number: 
         assert wait_until(process, lambda: list((tmp_path / "kernels").glob("cc*")))
         os.killpg(process.pid, number)
         assert_stopped(process, code)
-    code, _, errors = run(*TRAIN, config, "--resume", "training.compile=false")
-    assert code == 0, errors
+    assert quiet_train(load(config, ["training.compile=false"]), resume=True).exit_code == 0
 
 
 def assert_stopped(process: subprocess.Popen[str], expected: int) -> None:
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_in_a_save_leaves_at_once_and_loses_nothing_saved_before
         process.send_signal(signal.SIGINT)
         assert finish(process)[0] == 130
     assert list_checkpoints(checkpoints) == []
-    assert run(*TRAIN, config, "--resume")[0] == 0
+    assert quiet_train(load(config), resume=True).exit_code == 0
     assert_same_run(folder / "runs" / "whole", folder / "runs" / "second")
 
 

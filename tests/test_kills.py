@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from core.checkpoint import ASIDE, BEST, LATEST, TEMPORARY, list_checkpoints
-from tests.processes import TRAIN, num_lines, run, start, wait_until, write_yaml
+from core.config import load
+from tests.processes import TRAIN, num_lines, start, wait_until, write_yaml
 from tests.tiny_run import assert_same_run, interrupt_after, losses, metric_rows, quiet_train, tiny_config
 
 CHANGES = {
@@ -49,15 +50,13 @@ def kill_often(folder: Path, num_kills: int, num_steps: int, seed: int) -> int:
     rng = random.Random(seed)
     duration = {"training": {**CHANGES["training"], "duration": f"{num_steps} steps"}}
     whole, killed = (write_yaml(folder, **(CHANGES | duration), name=name) for name in ("whole", "killed"))
-    code, _, errors = run(*TRAIN, whole)
-    assert code == 0, errors
+    quiet_train(load(whole))
     steps = sorted(rng.sample(range(1, num_steps - 4), num_kills))
     hits = sum(
         live_until_killed(killed, folder / "runs" / "killed", step, bool(number % 2), rng)
         for number, step in enumerate(steps)
     )
-    code, _, errors = run(*TRAIN, killed, "--resume")
-    assert code == 0, errors
+    assert quiet_train(load(killed), resume=True).exit_code == 0
     print(f"seed {seed}: {num_kills} kills at steps {steps}, {hits} during a save")
     assert_same_run(folder / "runs" / "whole", folder / "runs" / "killed")
     assert_same_files(folder / "runs" / "whole", folder / "runs" / "killed")

@@ -21,7 +21,8 @@ from core.generation import generate
 from core.loading import load_model
 from core.training import train
 from models.attention.mask import Mask
-from tests.processes import TRAIN, finish, num_lines, run, start, wait_until, write_yaml
+from tests.commands import call
+from tests.processes import TRAIN, finish, num_lines, start, wait_until, write_yaml
 from tests.tiny_run import assert_same_run, losses, metric_rows
 from tests.tool_files import load_tool
 
@@ -46,10 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code == 130, errors
     assert losses(run_folder) == losses(folder / "runs" / "whole")[: len(losses(run_folder))]
     assert len(losses(run_folder)) < 60
-    code, output, errors = run(*TRAIN, stopped, "--resume")
-    assert code == 0, errors
-    assert "resuming from" in output
-    assert "try next:" in output
+    resumed = call(training.main, "--config", stopped, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from" in resumed.stdout
+    assert "try next:" in resumed.stdout
     return folder
 
 
