@@ -87,7 +87,7 @@ def flat(windows: list) -> list[tuple[int, int, int]]:
     return [document for window, _ in windows for document in window]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), corpus=corpora(), seed=st.integers(0, 3), stop=st.integers(0, 8))
 def test_resuming_at_any_window_equals_never_stopping(data, corpus, seed, stop):
     config = data.draw(configs(corpus))
@@ -98,7 +98,7 @@ def test_resuming_at_any_window_equals_never_stopping(data, corpus, seed, stop):
     assert take(corpus.build(config, seed), 9 - stop, state) == whole[stop:]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), corpus=corpora(), seed=st.integers(0, 3))
 def test_each_source_comes_in_its_own_order_and_is_counted(data, corpus, seed):
     """Nothing is lost or doubled: what a source gave is the beginning of its passes, in their order."""
@@ -116,13 +116,13 @@ def test_each_source_comes_in_its_own_order_and_is_counted(data, corpus, seed):
             assert config.exhausted == "repeat" or len(documents) <= extent.num_documents
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), corpus=corpora(), seed=st.integers(0, 3))
 def test_an_epoch_takes_each_source_as_often_as_its_weight_says(data, corpus, seed):
     config = data.draw(configs(corpus, by=["epochs"], temperature=1.0))
     mixture = corpus.build(config, seed)
     given_of = [[0] * len(corpus.extents)]
-    for window, state in itertools.islice(mixture.windows(), 60):
+    for window, state in itertools.islice(mixture.windows(), 40):
         assert len(window.sources)
         if state["epoch"] >= len(given_of):  # epochs that are passed over held nothing
             given_of += [given_of[-1]] * (state["epoch"] - len(given_of)) + [state["documents"]]
@@ -148,7 +148,7 @@ def test_weight_2_gives_every_document_twice_an_epoch_and_a_half_each_in_every_o
         assert ((first + second)[2, :10] == 1).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), corpus=corpora(), seed=st.integers(0, 3))
 def test_every_window_of_an_epoch_is_the_same_mix(data, corpus, seed):
     config = data.draw(configs(corpus, by=["epochs"]))
@@ -187,6 +187,10 @@ def queue_of(corpus: Corpus, mixture: Mixture, config: MixtureConfig, num_tokens
     """(source, number given before) one document at a time: always of the source whose next one is due first."""
     given_documents, given_tokens = [0] * len(corpus.extents), [0] * len(corpus.extents)
     order: list[tuple[int, int]] = []
+    in_order = [
+        lengths[documents_at(source_seed(0, source), len(lengths), np.arange(num_tokens + 1))[0]].tolist()
+        for source, lengths in enumerate(corpus.sources)
+    ]
     stages = iter(mixture.stages)
     stage, base = next(stages), [0] * len(corpus.extents)
     while sum(given_tokens) < num_tokens:
@@ -194,9 +198,7 @@ def queue_of(corpus: Corpus, mixture: Mixture, config: MixtureConfig, num_tokens
         for source, extent in enumerate(corpus.extents):
             stopped = config.exhausted == "stop" and given_documents[source] == extent.num_documents
             if stage.shares[source] and not stopped:
-                position = np.array(given_documents[source : source + 1])
-                document = documents_at(source_seed(0, source), extent.num_documents, position)[0][0]
-                length = int(corpus.sources[source][document])
+                length = in_order[source][given_documents[source]]
                 cost, so_far = (length, given_tokens) if config.by == "tokens" else (1, given_documents)
                 due[source] = (2 * (so_far[source] - base[source]) + cost) / float(stage.shares[source]), length
         if not due or (stage.end is not None and sum(given_tokens) >= stage.end):
@@ -215,7 +217,7 @@ def queue_of(corpus: Corpus, mixture: Mixture, config: MixtureConfig, num_tokens
 SHARES = ["documents", "tokens"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), corpus=corpora())
 def test_shares_come_in_the_order_of_a_queue_that_takes_one_document_at_a_time(data, corpus):
     config = data.draw(configs(corpus, by=SHARES))
@@ -228,7 +230,7 @@ def test_shares_come_in_the_order_of_a_queue_that_takes_one_document_at_a_time(d
     assert order == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), corpus=corpora())
 def test_shares_are_kept_to_half_a_document_at_every_window(data, corpus):
     config = data.draw(configs(corpus, by=SHARES, stages=False, exhausted="repeat"))
@@ -242,7 +244,7 @@ def test_shares_are_kept_to_half_a_document_at_every_window(data, corpus):
         assert lower.max() <= upper.min() * (1 + 1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), corpus=corpora())
 def test_windows_of_shares_are_as_large_as_asked_and_end_with_their_stage(data, corpus):
     config = data.draw(configs(corpus, by=SHARES, exhausted="repeat"))
@@ -271,7 +273,7 @@ def test_the_order_of_shares_does_not_depend_on_the_windows(data, corpus, sizes)
     assert len(one) == 40 or config.exhausted == "stop"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), corpus=corpora())
 def test_when_all_sources_have_stopped_each_document_was_given_once(data, corpus):
     config = data.draw(configs(corpus, stages=False, exhausted="stop"))
@@ -383,7 +385,7 @@ class TestShares:
         assert passes_of(extents, [Fraction(2), Fraction(1, 3), Fraction(0)], 1.0) == [2, Fraction(1, 3), 0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), corpus=corpora())
 def test_the_flow_says_what_the_windows_give(data, corpus):
     """To about a document for each source and stage; totals worked out without planning."""
