@@ -24,7 +24,9 @@ from core.objectives.base import Objective, ObjectiveConfig
 from core.plan import Plan, chosen_step, make_plan
 from core.precision import precision_warning, resolve_precision
 from core.self_test import check_device, fused_head_dim
-from data.sources import TextSourceConfig
+from data.file_sources import TextSourceConfig
+from data.mixture import Budget, Mixture
+from data.text import TextDataConfig
 from data.tokenizer import Tokenizer
 from models.weights import load_weights, read_folder
 from optimizers.base import Group
@@ -32,6 +34,7 @@ from optimizers.schedules import ScheduleConfig
 from utils.cli import warn
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.fast_blas import fit_threads
+from utils.units import format_count
 
 GUARD_PREFIX = "guard."
 OPTIMIZER_PREFIX = "optimizer."
@@ -69,7 +72,7 @@ class Progress(NamedTuple):
 
     step: int = 0
     tokens: int = 0
-    data: dict[str, int] | None = None
+    data: dict[str, Any] | None = None
     """The loader's state: where the next batch begins."""
     best_loss: float | None = None
     best_step: int | None = None
@@ -112,6 +115,9 @@ def build_parts(
         world_size=group.size,
         rows_per_epoch=dataset.rows_per_epoch,
     )
+    budget = Budget(model_config.num_params(), plan.total_steps * plan.tokens_per_step)
+    dataset.set_budget(budget)
+    refuse_too_little_data(dataset.mixture(), budget)
     set_recomputation(model, config)
     if source is not None:
         initialise_from(source, model, model_config)
@@ -124,6 +130,16 @@ def build_parts(
     fit_threads(plan.flops_per_token * plan.micro_batch_size * plan.sequence_length)
     ema = copy_tree(model.trainable_parameters()) if config.training.weight_ema else None
     return Parts(dataset, model_config, model, objective, optimizer, initial_guard(precision), ema, plan)
+
+
+def refuse_too_little_data(mixture: Mixture, budget: Budget) -> None:
+    """Raise ConfigError when all sources stop long before the run ends."""
+    held, wanted = mixture.num_tokens(), budget.total_tokens or 0
+    if held is not None and held < 0.9 * wanted:
+        raise ConfigError(
+            f"the sources hold {format_count(held)} tokens and stop (data.mixture.exhausted), the run wants "
+            f"{format_count(wanted)}: shorten training.duration, or let them repeat"
+        )
 
 
 def refuse_too_large(config: Config, tokenizer: Tokenizer | None, precision: str, world_size: int) -> None:
@@ -374,7 +390,8 @@ def evaluation_dataset(config: Config, tokenizer: Tokenizer, text: Path | None) 
     if text is not None:
         if not text.is_file():
             raise DataError(f"there is no file {text} to evaluate on")
+        kept = {name: getattr(data, name) for name in ("sequence_length", "cache_dir")}
+        most = getattr(data, "validation_max_bytes", TextDataConfig().validation_max_bytes)
         source = TextSourceConfig(path=str(text))
-        update = {"sources": (source,), "validation_sources": (), "validation_fraction": 1.0}
-        data = data.model_copy(update=update)
+        data = TextDataConfig(sources=(source,), validation_fraction=1.0, validation_max_bytes=most, **kept)
     return data.build(config.seed, tokenizer=tokenizer, report=lambda line: None)

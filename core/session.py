@@ -55,6 +55,8 @@ class Pending(NamedTuple):
 
     step: int
     tokens: int
+    given: list[int]
+    """(input, target) pairs of each source so far."""
     learning_rates: dict[str, float]
     """Of each group of the optimizer, the first one first."""
     output: StepOutput
@@ -84,6 +86,7 @@ class Session:
         self._saved: Progress | None = progress._replace(seconds=0.0) if progress.step else None
         group_of = {name: group.name for group in parts.optimizer.groups for name in group.decay}
         self._arrangement = arrange(parts.model.trainable_parameters(), group_of.__getitem__)
+        self._given: list[int] | None = (progress.data or {}).get("tokens")
         self._start = time.monotonic()
         self._paused = 0.0
         self._reads: deque[tuple[int, float]] = deque(maxlen=max(16, parts.plan.periods.log + 1))
@@ -99,7 +102,7 @@ class Session:
 
     def advance(
         self,
-        data_state: dict[str, int],
+        data_state: dict[str, Any],
         output: StepOutput,
         learning_rates: dict[str, float],
         old_weights: Any | None = None,
@@ -110,7 +113,8 @@ class Session:
             step=before.step + 1, tokens=before.tokens + plan.tokens_per_step, data=data_state
         )
         moved = None if old_weights is None else movement(old_weights, self.parts.model.trainable_parameters())
-        self.pending.append(Pending(self.progress.step, self.progress.tokens, learning_rates, output, moved))
+        given = data_state["tokens"]
+        self.pending.append(Pending(self.progress.step, self.progress.tokens, given, learning_rates, output, moved))
 
     def read(self, in_flight: int) -> None:
         """Record finished updates until at most `in_flight` are left."""
@@ -145,7 +149,15 @@ class Session:
             "memory/peak_bytes": mx.get_peak_memory(),
             **{f"optim/{name}": number(value) for name, value in output.counts.items()},
             **{f"train/{name}": number(value) for name, value in output.metrics.items()},
+            **self._mixture(pending.given),
         }
+
+    def _mixture(self, given: list[int]) -> dict[str, float]:
+        """The share of each source in what was trained on since the last row; nothing when there is one source."""
+        since = [now - before for now, before in zip(given, self._given or [0] * len(given), strict=True)]
+        self._given = given
+        shares = zip(self.parts.dataset.source_names, since, strict=True)
+        return {f"data/share/{name}": tokens / max(1, sum(since)) for name, tokens in shares} if len(given) > 1 else {}
 
     def _held_back(self, pending: Pending) -> None:
         self.progress = self.progress._replace(skipped_updates=self.progress.skipped_updates + 1)

@@ -207,10 +207,9 @@ def loop(session: Session, config: Config, group: Any) -> Result:
     parts, plan = session.parts, session.parts.plan
     stop = StopSignal()
     step = make_step(parts, group, config)
-    first_row = (session.progress.data or {"row": 0})["row"]
     loader = parts.dataset.batches(
         plan.batch_size,
-        start_row=first_row,
+        start=session.progress.data,
         rank=group.rank,
         world_size=group.size,
         micro_batch_size=plan.micro_batch_size,

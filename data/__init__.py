@@ -3,7 +3,7 @@
 The three tables name what a config's `type:` may say in the data section. To add a row: write the class, add a line.
 """
 
-DATASETS = {"text": "data.text:TextDataConfig"}
+DATASETS = {"text": "data.text:TextDataConfig", "shards": "data.text:ShardsDataConfig"}
 
 SOURCES = {
     "jsonl": "data.file_sources:JSONLSourceConfig",
@@ -18,6 +18,7 @@ SOURCES = {
 
 TOKENIZERS = {
     "bpe": "data.tokenizer:BPETokenizerConfig",
+    "unigram": "data.tokenizer:UnigramTokenizerConfig",
     "file": "data.tokenizer:FileTokenizerConfig",
     "bytes": "data.tokenizer:BytesTokenizerConfig",
 }

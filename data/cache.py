@@ -1,8 +1,8 @@
 """Prepared things on disk: built once under a name that is a fingerprint of what they are made from.
 
-Written into a temporary folder, synced and renamed, so a folder with its final name is always whole: a kill leaves
-only a temporary folder (the next build removes it), a full disk leaves nothing. Two processes that want the same
-thing take turns by a file lock; where a file system has no locks both build and the first rename wins.
+Written into a temporary folder, synced and renamed, so a folder with its final name is always whole: a kill or a full
+disk leaves only a temporary folder, which the next build removes or, where it can, goes on from. Two processes that
+want the same thing take turns by a file lock; where a file system has no locks both build and the first rename wins.
 To change where things lie, see `TextDataConfig.cache_dir`.
 """
 
@@ -22,6 +22,7 @@ from utils.files import sync
 
 Report = Callable[[str], None]
 """Receives one line of news for a person."""
+LEFT_OPEN = ".unfinished-"
 
 
 def fingerprint(value: Any) -> str:
@@ -30,22 +31,29 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build_once(folder: Path, write: Callable[[Path], None], report: Report) -> None:
+def build_once(folder: Path, write: Callable[[Path], None], report: Report, *, resumable: bool = False) -> None:
     """Make sure `folder` is there: if not, `write` fills a temporary folder that is then renamed.
 
-    Raises DataError when the disk is full or cannot be written.
+    `resumable`: `write` may find what an earlier call that was stopped had written, and goes on there. Raises
+    DataError when the disk is full or cannot be written.
     """
     if folder.is_dir():
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, report) as locked:
-            if locked:
+            if locked and not resumable:
                 _remove_leftovers(folder)
             if not folder.is_dir():
-                _build(folder, write)
+                _build(folder, write, f"{LEFT_OPEN}{folder.name}" if resumable and locked else None)
     except OSError as error:
         raise DataError(_explain(error, folder)) from error
+
+
+def forget(folder: Path) -> None:
+    """Remove what was built and what a stopped build of it left."""
+    for path in (folder, folder.parent / f"{LEFT_OPEN}{folder.name}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -54,17 +62,18 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _build(folder: Path, write: Callable[[Path], None]) -> None:
-    temporary = folder.parent / f".building-{folder.name}-{os.getpid()}"
+def _build(folder: Path, write: Callable[[Path], None], left_open: str | None) -> None:
+    temporary = folder.parent / (left_open or f".building-{folder.name}-{os.getpid()}")
     try:
-        temporary.mkdir()
+        temporary.mkdir(exist_ok=left_open is not None)
         write(temporary)
-        for path in [*temporary.iterdir(), temporary]:
+        for path in [*temporary.rglob("*"), temporary]:
             sync(path)
         _rename(temporary, folder)
         sync(folder.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if left_open is None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rename(temporary: Path, folder: Path) -> None:
@@ -100,8 +109,8 @@ def _explain(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder.parent).free
         return (
-            f"the disk is full: {folder.parent} has {free / 1e6:.0f} MB left, nothing was kept of the prepared data; "
-            "make room or set data.cache_dir to another disk"
+            f"the disk is full: {folder.parent} has {free / 1e6:.0f} MB left; make room and start again, or set "
+            "data.cache_dir to another disk"
         )
     place = error.filename or folder
     return f"cannot prepare data in {folder.parent}: {error.strerror}: {place}; check it or set data.cache_dir"

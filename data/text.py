@@ -1,24 +1,33 @@
-"""The `data` section for text: sources, split, tokenizer and rows, and `build`, which prepares all of it once.
+"""The `data` sections: text that is prepared once and cached, or a folder prepared before; and how rows are made.
 
-Two passes over the corpus: the first chooses what is held out and samples text for the tokenizer, the second writes
-tokens. Results are cached under `cache_dir`, tokenizers and shards apart, each under a fingerprint of everything it
-depends on, so a changed file or setting makes a new one and nothing is ever stale. To add a kind of data, write a
-`DataConfig` subclass whose `build` returns a `Dataset`, and its row in `data/__init__.py`.
+What a section says about documents (sources, cleaning, filters, copies, split, tokenizer) decides what is prepared
+(`data/preparation.py`); what it says about rows (mixture, packing, length) is applied while reading, so it can change
+without preparing again. To add a kind of data, write a `DataConfig` subclass whose `build` returns a `Dataset`, and its
+row in `data/__init__.py`.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from data.cache import Report, build_once, fingerprint
+from data.cache import Report
+from data.cleaning import CleaningConfig
+from data.deduplication import DeduplicationConfig
+from data.fill_in_the_middle import FillInTheMiddleConfig
+from data.filters import FilterConfig
 from data.loader import Dataset
-from data.shards import FORMAT, Item, Shards, TokenType, open_shards, write_shards
-from data.sources import SourceConfig, StdlibSourceConfig
-from data.split import LowestHashes, Split, copies, hash_text, split_by_hash, split_by_source
+from data.mixture import MixtureConfig
+from data.packing import PackingConfig
+from data.preparation import Preparation
+from data.progress import Lines, Progress
+from data.shard_writer import TOKENIZER_FOLDER, TokenType
+from data.sources import SourceConfig
+from data.stdlib_source import StdlibSourceConfig
+from data.store import Store, open_store
 from data.tokenizer import BPETokenizerConfig, Tokenizer, TokenizerConfig
-from utils.errors import DataError
+from data.workers import usable_cores
+from utils.errors import ConfigError, DataError
 from utils.schema import OneOf, TypedSection
 
 
@@ -41,7 +50,38 @@ class DataConfig(TypedSection):
         raise NotImplementedError
 
 
-class TextDataConfig(DataConfig):
+class PackedDataConfig(DataConfig):
+    """How documents become rows, the same for text and for prepared shards."""
+
+    mixture: MixtureConfig = MixtureConfig()
+    """How much comes from which source, and when."""
+    packing: PackingConfig = PackingConfig()
+    """How documents share rows."""
+    fill_in_the_middle: FillInTheMiddleConfig | None = None
+    """Rearrange a share of the training documents for infilling; null: none."""
+    workers: int = Field(default=1, ge=0, le=64)
+    """Threads that fill batches ahead; the order does not depend on them. 0: none."""
+    cache_dir: str = ".cache/pippin"
+    """Where prepared data is kept."""
+
+    def rows(self, store: Store, tokenizer: Tokenizer, seed: int, weights: list[float]) -> Dataset:
+        """The training and validation rows of a store."""
+        return Dataset(
+            store,
+            tokenizer,
+            sequence_length=self.sequence_length,
+            seed=seed,
+            mixture=self.mixture,
+            packing=self.packing,
+            fill_in_the_middle=self.fill_in_the_middle,
+            workers=self.workers,
+            weights=weights,
+            names=store.source_names,
+            plan_cache=Path(self.cache_dir).expanduser() / "row-counts.json",
+        )
+
+
+class TextDataConfig(PackedDataConfig):
     """Documents of text, tokenised and packed into rows."""
 
     type: str = "text"
@@ -50,6 +90,12 @@ class TextDataConfig(DataConfig):
         default=(StdlibSourceConfig(),), min_length=1
     )
     """Where the documents come from."""
+    clean: CleaningConfig | None = None
+    """What is repaired in every document; null: text is taken as it is."""
+    filters: tuple[Annotated[FilterConfig, OneOf("data:FILTERS", "filter")], ...] = ()
+    """Which documents are dropped; the first filter that finds a reason decides."""
+    deduplicate: DeduplicationConfig | None = None
+    """Drop copies of documents, also of held-out ones; null: none."""
     tokenizer: Annotated[TokenizerConfig, OneOf("data:TOKENIZERS", "tokenizer")] = BPETokenizerConfig()
     """How text becomes tokens."""
     validation_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -58,8 +104,6 @@ class TextDataConfig(DataConfig):
     """Held-out text at most; documents beyond it go to training."""
     validation_sources: tuple[Annotated[SourceConfig, OneOf("data:SOURCES", "source")], ...] = ()
     """A separate validation corpus instead of a fraction; training documents that are in it are dropped."""
-    cache_dir: str = ".cache/pippin"
-    """Where prepared data is kept."""
     token_type: TokenType = "auto"
     """How a token is stored: uint16 | uint32 | auto (uint16 when the vocabulary fits)."""
 
@@ -72,115 +116,60 @@ class TextDataConfig(DataConfig):
         sections = (*self.sources, *self.validation_sources, self.tokenizer)
         return [problem for section in sections for problem in section.find_problems()]
 
+    def preparation(
+        self, report: Report = print, progress: Progress | None = None, num_workers: int | None = None
+    ) -> Preparation:
+        """What prepares this data. `num_workers`: processes for cleaning and the like; None: one for each core."""
+        return Preparation(self, report, progress or Lines(report), num_workers or usable_cores())
+
     def build(self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print) -> Dataset:
         """See `DataConfig.build`. Raises DataError for a corpus or tokenizer that cannot be used."""
-        preparation = Preparation(self, report)
+        preparation = self.preparation(report)
         tokenizer = tokenizer or preparation.tokenizer()
-        dataset = Dataset(preparation.shards(tokenizer), tokenizer, self.sequence_length, seed)
-        if not dataset.rows_per_epoch and self.validation_fraction < 1:
-            raise DataError("no training document remains; check data.sources, their weight and max_tokens")
-        return dataset
+        store = open_store(preparation.shards(tokenizer), tokenizer.hash)
+        if not any(store.train.num_documents) and self.validation_fraction < 1:
+            raise DataError("no training document remains; check data.sources, filters and max_tokens")
+        return self.rows(store, tokenizer, seed, [source.weight for source in self.sources])
 
     def build_tokenizer(self, report: Report = print) -> tuple[Tokenizer, list[str]]:
         """Only the tokenizer, trained if need be, and the held-out texts to measure it on."""
-        preparation = Preparation(self, report)
-        return preparation.tokenizer(), preparation.survey()[0].validation
+        preparation = self.preparation(report)
+        return preparation.tokenizer(), preparation.text().validation
 
 
-def origins(sources: tuple[SourceConfig, ...]) -> list[dict[str, Any]]:
-    """What the documents of these sources depend on."""
-    return [{"type": s.type, "max_documents": s.max_documents, **s.origin()} for s in sources]
+class ShardsDataConfig(PackedDataConfig):
+    """A folder that `tools/prepare-data.py --out` wrote, on this machine or another."""
 
+    type: str = "shards"
+    """Row of data.DATASETS."""
+    path: str
+    """The folder."""
+    weights: dict[str, float] = Field(default={})
+    """Weight of each source by its name; 1 where none is given."""
 
-class Preparation:
-    """One build: reads the corpus at most twice and keeps what the first pass found."""
+    def expected_vocab_size(self) -> int | None:
+        """See `DataConfig.expected_vocab_size`."""
+        return None if self.find_problems() else open_store(self.folder).manifest["vocab_size"]
 
-    def __init__(self, config: TextDataConfig, report: Report) -> None:
-        self.config, self.report = config, report
-        self.origin = self.find_origin()
-        self._survey: tuple[Split, list[str]] | None = None
+    def find_problems(self) -> list[str]:
+        """See `DataConfig.find_problems`."""
+        try:
+            open_store(self.folder)
+        except DataError as error:
+            return error.problems
+        return []
 
-    def find_origin(self) -> dict[str, Any]:
-        """JSON that changes when the documents or their split may have."""
-        config = self.config
-        return {
-            "sources": origins(config.sources),
-            "validation": origins(config.validation_sources),
-            "fraction": config.validation_fraction,
-            "max_bytes": config.validation_max_bytes,
-        }
+    @property
+    def folder(self) -> Path:
+        """`path`, with `~` for the home folder."""
+        return Path(self.path).expanduser()
 
-    def survey(self) -> tuple[Split, list[str]]:
-        """First pass: the split, and texts to train a tokenizer on (none when it needs no training)."""
-        if self._survey is None:
-            config = self.config
-            self.report("reading the corpus")
-            sample = LowestHashes(getattr(config.tokenizer, "max_training_bytes", 1))
-            documents = (text for _, text in self.documents(config.sources, self.report))
-            if config.validation_sources:
-                held_out = (text for _, text in self.documents(config.validation_sources, self.report))
-                split = split_by_source(documents, held_out, config.validation_max_bytes, sample)
-            else:
-                split = split_by_hash(documents, config.validation_fraction, config.validation_max_bytes, sample)
-            self._survey = split, sample.texts()
-        return self._survey
-
-    @staticmethod
-    def documents(sources: tuple[SourceConfig, ...], report: Report) -> Iterator[tuple[int, str]]:
-        """Every document of every source, with the number of the source."""
-        for number, source in enumerate(sources):
-            for text, _ in source.documents(report=report):
-                yield number, text
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the section: found, or trained once and cached."""
-        config = self.config.tokenizer
-        if not config.needs_training():
-            return config.build()
-        folder = self.folder("tokenizer", {"tokenizer": config.model_dump(), **self.origin})
-        build_once(folder, self.train_tokenizer, self.report)
-        return Tokenizer.load(folder)
-
-    def train_tokenizer(self, folder: Path) -> None:
-        """Train on the sample and write the tokenizer into `folder`."""
-        _, texts = self.survey()
-        if not texts:
-            raise DataError("no training document remains to train a tokenizer on; check data.sources")
-        num_bytes = sum(len(text.encode("utf-8")) for text in texts)
-        self.report(f"training the tokenizer on {num_bytes / 1e6:.1f} MB of {len(texts):,} documents")
-        tokenizer = self.config.tokenizer.build(texts)
-        asked = self.config.tokenizer.expected_vocab_size()
-        if asked and tokenizer.vocab_size < asked:
-            self.report(
-                f"warning: the corpus gives only {tokenizer.vocab_size} of the {asked} tokens asked for "
-                "(data.tokenizer.vocab_size)"
-            )
-        tokenizer.save(folder)
-
-    def shards(self, tokenizer: Tokenizer) -> Shards:
-        """The token shards, written once and cached."""
-        config = self.config
-        limits = [[source.weight, source.max_tokens] for source in config.sources]
-        key = {"format": FORMAT, "tokenizer": tokenizer.hash, "limits": limits, "type": config.token_type}
-        folder = self.folder("shards", {**key, **self.origin})
-        build_once(folder, lambda temporary: self.write_shards(temporary, tokenizer), self.report)
-        return open_shards(folder, tokenizer)
-
-    def write_shards(self, folder: Path, tokenizer: Tokenizer) -> None:
-        """Second pass. Raises DataError when a source changed meanwhile."""
-        split, _ = self.survey()
-        validation, config = split.validation, self.config
-        write_shards(folder, self.items(split), validation, tokenizer, config.token_type, self.origin, self.report)
-        if self.find_origin() != self.origin:
-            raise DataError("a file of data.sources changed while it was read; start again when it is complete")
-
-    def items(self, split: Split) -> Iterator[Item]:
-        """The training documents, each with what its source says about it."""
-        for number, text in self.documents(self.config.sources, lambda line: None):
-            source = self.config.sources[number]
-            if split.is_training(hash_text(text)):
-                yield Item(text, number, copies(text, source.weight), source.max_tokens)
-
-    def folder(self, kind: str, key: dict[str, Any]) -> Path:
-        """Where the thing made from `key` lies."""
-        return Path(self.config.cache_dir).expanduser() / f"{kind}-{fingerprint(key)}"
+    def build(self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print) -> Dataset:
+        """See `DataConfig.build`. Raises DataError when the folder is damaged or the tokenizer is another."""
+        tokenizer = tokenizer or Tokenizer.load(self.folder / TOKENIZER_FOLDER)
+        store = open_store(self.folder, tokenizer.hash)
+        if unknown := sorted(set(self.weights) - set(store.source_names)):
+            raise ConfigError(f"data.weights: no source '{unknown[0]}'; there are: {', '.join(store.source_names)}")
+        if wrong := sorted(name for name, weight in self.weights.items() if not weight > 0):
+            raise ConfigError(f"data.weights.{wrong[0]}: {self.weights[wrong[0]]}, expected more than 0")
+        return self.rows(store, tokenizer, seed, [self.weights.get(name, 1.0) for name in store.source_names])

@@ -1,18 +1,21 @@
 """Every row of every table keeps its contract: it builds from defaults, its config survives the round trip, every
 optimizer moves every parameter, and every objective trains every model. A new row is tested the day it is added."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from core.config import Config, build_section, dump, load, to_yaml
 from core.evaluation import number
 from core.objectives import OBJECTIVES
-from data import DATASETS, SOURCES, TOKENIZERS
+from data import DATASETS, FILTERS, SOURCES, TOKENIZERS
 from distributed import DISTRIBUTED
 from models import MODELS
 from models.attention import ATTENTION
@@ -38,7 +41,12 @@ SIZES = {
 REQUIRED: dict[str, dict[str, Any]] = {
     "jsonl": {"path": "corpus.jsonl"},
     "text": {"path": "corpus.txt"},
+    "markdown": {"path": "corpus.md"},
+    "tree": {"path": "checkout"},
+    "parquet": {"path": "corpus.parquet"},
+    "hub": {"dataset": "someone/something"},
     "file": {"path": "tokenizer.json"},
+    "shards": {"path": "prepared"},
 }
 """What a row cannot be built without."""
 TABLES: dict[str, dict[str, str]] = {
@@ -57,12 +65,14 @@ ALL_TABLES: dict[str, dict[str, str]] = {
     "attention": ATTENTION,
     "source": SOURCES,
     "tokenizer": TOKENIZERS,
+    "filter": FILTERS,
 }
 ROWS = [(kind, name) for kind, table in ALL_TABLES.items() for name in table]
 
 
 def section_values(kind: str, name: str) -> dict[str, Any]:
-    return {"type": name, **(REQUIRED.get(name, {}) if kind in ("source", "tokenizer") else {})}
+    needs_more = kind in ("source", "tokenizer") or (kind, name) == ("data", "shards")
+    return {"type": name, **(REQUIRED.get(name, {}) if needs_more else {})}
 
 
 def as_config(kind: str, values: dict[str, Any]) -> Config:
@@ -71,6 +81,7 @@ def as_config(kind: str, values: dict[str, Any]) -> Config:
         "attention": {"model": {"attention": values}},
         "source": {"data": {"sources": [values]}},
         "tokenizer": {"data": {"tokenizer": values}},
+        "filter": {"data": {"filters": [values]}},
     }.get(kind, {kind: values})
     return build_section(Config, wrapped)
 
@@ -81,6 +92,8 @@ def row_of(kind: str, config: Config) -> Any:
         return config.model.attention  # pyright: ignore[reportAttributeAccessIssue]
     if kind == "source":
         return config.data.sources[0]  # pyright: ignore[reportAttributeAccessIssue]
+    if kind == "filter":
+        return config.data.filters[0]  # pyright: ignore[reportAttributeAccessIssue]
     return config.data.tokenizer if kind == "tokenizer" else getattr(config, kind)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -224,14 +237,13 @@ def test_every_optimizer_trains_and_moves_every_parameter(folder: Path, optimize
     }
 
 
-@pytest.mark.parametrize("tokenizer", ["bpe", "bytes", "file"])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_every_tokenizer_carries_a_run(folder: Path, tmp_path: Path, tokenizer: str) -> None:
-    assert set(TOKENIZERS) == {"bpe", "bytes", "file"}
     section: dict[str, Any] = {"type": tokenizer}
     if tokenizer == "file":
         tiny_config(folder).data.build(0, report=lambda line: None).tokenizer.save(tmp_path)
         section["path"] = str(tmp_path)
-    if tokenizer == "bpe":
+    if tokenizer in ("bpe", "unigram"):
         section["vocab_size"] = 300
     config = tiny_config(
         folder, name=f"tokenizer-{tokenizer}", data={"tokenizer": section}, training={"duration": "3 steps"}
@@ -239,11 +251,30 @@ def test_every_tokenizer_carries_a_run(folder: Path, tmp_path: Path, tokenizer: 
     assert quiet_train(config).evaluation is not None
 
 
+def small_corpus(folder: Path, source: str) -> dict[str, Any]:
+    """Where a source of this type finds a few documents."""
+    if source in ("stdlib", "synthetic"):
+        return {}
+    texts = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").read_text().splitlines()[:20]]
+    place = folder / f"for-{source}"
+    place.mkdir(exist_ok=True)
+    if source == "jsonl":
+        return {"path": str(folder / "corpus.jsonl")}
+    if source in ("parquet", "hub"):
+        (place / "data").mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.table({"text": texts}), place / "data" / "train-00000.parquet", row_group_size=4)
+        return {"dataset": str(place)} if source == "hub" else {"path": str(place)}
+    suffix = {"tree": ".py", "text": ".txt", "markdown": ".md"}[source]
+    for index, text in enumerate(texts):
+        (place / f"{index:02}{suffix}").write_text(text)
+    return {"path": str(place)}
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_gives_documents_and_goes_on_where_it_stopped(folder: Path, source: str) -> None:
     tiny_config(folder)
-    values = {"type": source, **({"path": str(folder / "corpus.jsonl")} if source in REQUIRED else {})}
-    section = row_of("source", as_config("source", {**values, "max_documents": 6}))
+    values = {"type": source, "max_documents": 6, **small_corpus(folder, source)}
+    section = row_of("source", as_config("source", values))
     whole = list(section.documents(report=lambda line: None))
     assert whole
     text, state = whole[len(whole) // 2]

@@ -243,7 +243,7 @@ def test_the_step_recomputes_as_many_blocks_as_the_config_asks(
     monkeypatch.setattr("models.decoder.recomputed", counted)
     config = tiny_config(tmp_path, model={"num_hidden_layers": 3}, training={"activation_checkpointing": asked})
     parts = parts_of(config)
-    loader = parts.dataset.batches(8, start_row=0, rank=0, world_size=1, micro_batch_size=8)
+    loader = parts.dataset.batches(8, rank=0, world_size=1, micro_batch_size=8)
     batch, _ = next(loader)
     loader.close()
     mx.eval(make_step(parts, SingleConfig().build(), config)(to_micro_batches(batch, 8)))

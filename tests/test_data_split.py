@@ -1,17 +1,40 @@
 """The split: by text, stable, exact in bytes."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.split import NUM_HASHES, LowestHashes, copies, hash_text, split_by_hash, split_by_source
+from data.split import NUM_HASHES, LowestHashes, Split, hash_text, hold_out_by_hash, hold_out_sources
 from utils.errors import DataError
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), max_size=40)
 
 
-def trained(split, texts):
-    return [text for text in texts if split.is_training(hash_text(text))]
+class InMemory:
+    """Documents at hand, and which texts were asked for."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.all = texts
+        self.hashes = np.array([hash_text(text) for text in texts], np.uint64)
+        self.read: list[int] = []
+
+    def texts(self, chosen: np.ndarray) -> list[str]:
+        self.read += chosen.tolist()
+        return [self.all[index] for index in chosen]
+
+
+def in_parts(texts: list[str], size: int = 3) -> list[InMemory]:
+    return [InMemory(texts[start : start + size]) for start in range(0, len(texts), size)]
+
+
+def trained(split: Split, texts: list[str]) -> list[str]:
+    kept = split.is_training(np.array([hash_text(text) for text in texts], np.uint64))
+    return [text for text, keep in zip(texts, kept, strict=True) if keep]
+
+
+def validation(split: Split) -> list[str]:
+    return [text for _, text in split.validation]
 
 
 @settings(max_examples=60, deadline=None)
@@ -28,7 +51,7 @@ def test_lowest_hashes_equals_sorting_everything(texts, max_bytes):
         total += len(text.encode())
     assert [text for _, text in sample.sorted()] == expected
     assert sample.num_bytes == total
-    cut = "".join(sample.texts()).encode()
+    cut = "".join(text for _, text in sample.cut()).encode()
     assert "".join(expected).encode().startswith(cut)
     assert max_bytes - 3 <= len(cut) <= max_bytes or (len(cut) == total <= max_bytes)
 
@@ -38,53 +61,54 @@ def test_lowest_hashes_equals_sorting_everything(texts, max_bytes):
 def test_no_text_is_on_both_sides_and_order_does_not_matter(texts, fraction, max_bytes):
     texts = texts + texts[:5]
     try:
-        split = split_by_hash(texts, fraction, max_bytes, LowestHashes(100))
+        split = hold_out_by_hash(in_parts(texts), fraction, max_bytes)
     except DataError:
         assert all(hash_text(text) >= fraction * NUM_HASHES for text in texts)
         return
     training = trained(split, texts)
     held_out = set(texts) - set(training)
-    assert all(text in held_out for text in split.validation[:-1])
-    assert not split.validation or any(text.startswith(split.validation[-1]) for text in held_out)
+    assert all(text in held_out for text in validation(split)[:-1])
+    assert not split.validation or any(text.startswith(validation(split)[-1]) for text in held_out)
     assert not held_out or max(map(hash_text, held_out)) < min(map(hash_text, training), default=NUM_HASHES)
-    assert split == split_by_hash(sorted(texts), fraction, max_bytes, LowestHashes(100))
+    assert split[:2] == hold_out_by_hash(in_parts(sorted(texts), 7), fraction, max_bytes)[:2]
 
 
 def test_texts_beyond_the_cap_are_trained_on_and_the_share_is_right():
     texts = [f"document {number}" for number in range(4000)]
-    split = split_by_hash(texts, 0.1, 10**9, LowestHashes(1))
+    split = hold_out_by_hash([InMemory(texts)], 0.1, 10**9)
     assert 300 < len(split.validation) < 500
-    small = split_by_hash(texts, 0.1, 100, LowestHashes(1))
-    assert sum(len(text) for text in small.validation) == 100
+    small = hold_out_by_hash([InMemory(texts)], 0.1, 100)
+    assert sum(len(text) for text in validation(small)) == 100
     assert small.validation[:-1] == split.validation[: len(small.validation) - 1]
     assert len(trained(small, texts)) == len(texts) - len(small.validation)
 
 
-def test_the_tokenizer_sample_never_holds_candidates_for_validation():
-    texts = [f"document {number}" for number in range(500)]
-    sample = LowestHashes(10**9)
-    split = split_by_hash(texts, 0.3, 50, sample)
-    assert all(hash_text(text) >= 0.3 * NUM_HASHES for text in sample.texts())
-    assert not set(sample.texts()) & set(split.validation)
+def test_only_texts_that_are_wanted_are_read():
+    documents = InMemory([f"document {number}" for number in range(4000)])
+    hold_out_by_hash([documents], 0.1, 10**9)
+    assert documents.read == np.flatnonzero(documents.hashes < np.uint64(NUM_HASHES // 10 + 1)).tolist()
 
 
-def test_a_corpus_too_small_is_told_and_fraction_zero_holds_out_nothing():
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_all_or_nothing_may_be_held_out(fraction: float) -> None:
+    texts = [f"document {number}" for number in range(50)]
+    split = hold_out_by_hash(in_parts(texts), fraction, 10**9)
+    assert len(trained(split, texts)) == 50 * (1 - fraction)
+
+
+def test_a_corpus_too_small_is_told():
     text = next(str(number) for number in range(100) if hash_text(str(number)) > 0.5 * NUM_HASHES)
     with pytest.raises(DataError, match="none of the 1 documents falls into the validation fraction of 0.05"):
-        split_by_hash([text], 0.05, 100, LowestHashes(1))
-    assert trained(split_by_hash([text], 0.0, 100, LowestHashes(1)), [text]) == [text]
+        hold_out_by_hash([InMemory([text])], 0.05, 100)
 
 
 def test_a_validation_corpus_replaces_the_fraction_and_its_documents_are_not_trained_on():
-    split = split_by_source(["a", "b", "c", "b"], ["b", "z", "b"], 100, LowestHashes(10))
-    assert sorted(split.validation) == ["b", "z"]
+    split = hold_out_sources(in_parts(["b", "z", "b"], 1), 100)
+    assert sorted(validation(split)) == ["b", "z"]
     assert trained(split, ["a", "b", "c", "b"]) == ["a", "c"]
 
 
-@pytest.mark.parametrize("weight", [0.25, 1.0, 2.0, 2.5])
-def test_copies_are_fixed_and_average_to_the_weight(weight):
-    texts = [f"document {number}" for number in range(4000)]
-    drawn = [copies(text, weight) for text in texts]
-    assert drawn == [copies(text, weight) for text in texts]
-    assert set(drawn) <= {int(weight), int(weight) + 1}
-    assert abs(sum(drawn) / len(drawn) - weight) < 0.05
+def test_a_validation_corpus_cut_to_its_cap_is_not_trained_on_beyond_it():
+    split = hold_out_sources(in_parts(["b" * 9, "z" * 9]), 4)
+    assert sum(map(len, validation(split))) == 4
+    assert trained(split, ["b" * 9, "z" * 9, "a"]) == ["a"]

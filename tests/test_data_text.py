@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.batch import Batch
 from data.file_sources import JSONLSourceConfig, TextSourceConfig
+from data.loader import Dataset
 from data.split import hash_text
 from data.stdlib_source import StdlibSourceConfig
 from data.text import TextDataConfig
@@ -39,14 +41,21 @@ def section(folder: Path, **values) -> TextDataConfig:
 
 def prepared(folder: Path) -> list[str]:
     """What lies in the cache; there must be nothing half-written."""
-    names = sorted(path.name for path in (folder / "cache").iterdir())
+    names = sorted(path.name for path in (folder / "cache").iterdir() if path.is_dir())
     assert not [name for name in names if name.startswith(".building")]
     return [name for name in names if not name.startswith(".")]
 
 
+def first_epoch(dataset: Dataset) -> Batch:
+    loader = dataset.batches(dataset.rows_per_epoch)
+    batch, _ = next(loader)
+    loader.close()
+    return batch
+
+
 def training_texts(dataset) -> list[str]:
     """The training documents, put together again from one epoch of rows."""
-    rows = dataset._train.batch(0, dataset.rows_per_epoch)
+    rows = first_epoch(dataset)
     found = []
     for tokens, targets, segments in zip(rows.tokens, rows.targets, rows.segments, strict=True):
         for segment in range(1, segments.max() + 1):
@@ -70,7 +79,7 @@ def test_every_text_is_in_exactly_one_split(tmp_path):
 def test_numbers_of_the_plan_are_those_of_the_rows(tmp_path):
     dataset = section(tmp_path).build(0, report=silent)
     summary = dataset.summary()
-    real = sum(batch.weights.sum() for batch in [dataset._train.batch(0, dataset.rows_per_epoch)])
+    real = first_epoch(dataset).weights.sum()
     assert summary["train_tokens"] == dataset.num_train_tokens == real
     assert summary["packed_fraction"] == real / (dataset.rows_per_epoch * 16)
     assert summary["train_documents"] + summary["validation_documents"] == len(TEXTS)
@@ -221,7 +230,7 @@ def test_no_training_document_left_is_told(tmp_path):
 
 def test_a_source_that_changes_while_it_is_read_is_told(tmp_path, monkeypatch):
     config = section(tmp_path, tokenizer=BytesTokenizerConfig())
-    monkeypatch.setattr("data.text.copies", lambda text, weight: corpus(tmp_path, [*TEXTS, text]) and 1)
+    monkeypatch.setattr("data.chunks.hash_text", lambda text: corpus(tmp_path, [*TEXTS, text]) and 1)
     with pytest.raises(DataError, match="changed while it was read"):
         config.build(0, report=silent)
     assert prepared(tmp_path) == []
