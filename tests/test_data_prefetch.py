@@ -47,18 +47,21 @@ def test_a_slow_job_does_not_lose_its_place():
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_it_works_ahead_but_not_without_bound(workers):
-    full, taken = threading.Event(), []
+    full, over, taken = threading.Event(), threading.Event(), []
 
     def jobs():
         for number in itertools.count():
             taken.append(number)
             if len(taken) == DEPTH * workers + 1:
                 full.set()
+            if len(taken) > DEPTH * workers + 1:
+                over.set()
             yield lambda number=number: number
 
     ahead = prefetch(jobs(), workers)
     assert next(ahead) == 0
     assert full.wait(30)
+    assert not over.wait(0.05)
     ahead.close()
     assert len(taken) == DEPTH * workers + 1
     assert not threads()

@@ -70,6 +70,8 @@ def test_reading_many_equals_reading_one_by_one(written, chosen):
         wanted = expected[source][document]
         assert tokens[first : first + len(wanted)].tolist() == wanted
     assert len(tokens) == sum(len(expected[s][d]) for s, d in chosen)
+    if len(set(chosen)) == len(chosen):
+        assert tokens.tolist() == sorted(tokens.tolist())  # In the order of the disk.
 
 
 @pytest.mark.parametrize("token_type", [np.uint16, np.uint32])
@@ -166,7 +168,7 @@ def test_maps_are_closed_and_checks_are_spread(store, monkeypatch):
         tokens, _ = stored.read(sources, documents)
         assert tokens.tolist() == sum(sum(documents_of(SOURCES), []), [])
         counts.append(len(checked))
-        assert sum(stored.shards[number]["bytes"] for number in stored._open) <= 600
+        assert stored._mapped_bytes == sum(stored.shards[number]["bytes"] for number in stored._open) <= 600
     assert counts[0] < counts[1] <= counts[-1] == len(stored.shards) == len(set(checked))
 
 
