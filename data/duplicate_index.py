@@ -4,7 +4,7 @@ datasketch keeps its index in memory or in a database server. Here each column i
 key above, number of the row below; new rows make a small run, runs of like size are merged, large ones lie in files
 (a log-structured merge, O'Neil et al., 1996). Looking up is a binary search for many sorted keys at once, writing is
 sequential; a B-tree would be written all over for every row. Memory: a column of two runs, at most 32 MB, and 20 MB of
-small runs, however many rows there are. To trade lookups against merging, edit `Index.add`.
+small runs, however many rows there are (2^32 at most). To trade lookups against merging, edit `Index.add`.
 """
 
 import os
@@ -138,7 +138,7 @@ def search(column: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarr
     hits = np.flatnonzero(starts < len(column))
     hits = hits[column[starts[hits]] & ~LOW == wanted[hits]]
     starts = starts[hits]
-    lengths = np.searchsorted(column, wanted[hits] | LOW, side="right") - starts
+    lengths = np.searchsorted(column, wanted[hits] | LOW) - starts
     # 0, 1, ... lengths[i] - 1 behind each start.
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(hits, lengths), column[np.repeat(starts, lengths) + within] & LOW

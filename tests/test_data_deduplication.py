@@ -222,7 +222,10 @@ def test_runs_are_few_and_their_files_are_removed(tmp_path):
     for _ in range(200):
         index.add(np.zeros((1, 1), np.uint32), np.zeros((1, 1), np.uint32), np.ones((1, 1), bool))
         assert len(list(tmp_path.glob("run-*"))) <= index.num_rows // 12 + 3
-    assert len(index._runs) <= 200 // 12 + 4
+    sizes = [run.num_rows for run in index._runs]
+    assert sum(sizes) == 200
+    assert len(sizes) <= 200 // 12 + 4
+    assert max(sizes) <= 24
     index.close()
     assert list(tmp_path.iterdir()) == []
 
