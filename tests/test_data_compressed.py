@@ -114,11 +114,12 @@ def test_how_far_a_cut_file_is_readable_is_said(tmp_path):
 def test_zeros_may_follow_gzip_and_other_bytes_may_not(tmp_path, monkeypatch):
     path = tmp_path / "a.gz"
     raw = pack([b"text"], ".gz")
-    monkeypatch.setattr(compressed, "READ_BYTES", 8)
-    path.write_bytes(raw + bytes(50))
-    assert read_whole(path, 10) == b"text"
-    path.write_bytes(raw + bytes(50) + raw)
-    assert read_whole(path, 10) == b"texttext"
+    for read_bytes in (7, 8, len(raw), 1000):
+        monkeypatch.setattr(compressed, "READ_BYTES", read_bytes)
+        path.write_bytes(raw + bytes(50))
+        assert read_whole(path, 10) == b"text"
+        path.write_bytes(raw + bytes(50) + raw)
+        assert read_whole(path, 10) == b"texttext"
     path.write_bytes(raw + b"garbage")
     with pytest.raises(DataError, match="damaged"):
         read_whole(path, 10)
@@ -159,6 +160,10 @@ def test_a_place_that_is_gone_is_told(tmp_path, packing):
     assert list(read_pieces(path, 0, 36)) == []
     with pytest.raises(DataError, match="changed while it was read"):
         list(read_pieces(path, 0, 37))
+    path.write_bytes(pack([b"text" * 9, b"and more"], packing))
+    if packing:
+        with pytest.raises(DataError, match="changed while it was read"):
+            list(read_pieces(path, 0, 37))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_told(tmp_path, monkeypatch):

@@ -79,6 +79,13 @@ def test_blank_lines_bom_crlf_and_a_missing_last_newline_are_fine(tmp_path):
     assert_resumes(source)
 
 
+def test_a_byte_order_mark_belongs_at_the_beginning_only(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, b'\xef\xbb\xbf{"text": "b"}\n', *[{"text": "c"}] * 100])
+    texts, reports = read(JSONLSourceConfig(path=str(path)))
+    assert texts == ["a", *["c"] * 100]
+    assert any("a.jsonl:2: not JSON" in line for line in reports)
+
+
 @pytest.mark.parametrize("source", [JSONLSourceConfig, TextSourceConfig])
 def test_missing_empty_and_folder_without_match_are_told_with_a_remedy(tmp_path, source):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
@@ -167,7 +174,7 @@ def test_going_on_parses_nothing_again(tmp_path):
     path.write_bytes(b"".join(lines))
     source = JSONLSourceConfig(path=str(path))
     states = [state for _, state in source.documents()]
-    path.write_bytes(b"?" * len(b"".join(lines[:10])) + b"".join(lines[10:]))
+    path.write_bytes(bytes(len(b"".join(lines[:10]))) + b"".join(lines[10:]))
     assert read(source, states[9])[0] == [f"document {number}" for number in range(10, 20)]
 
 

@@ -130,8 +130,10 @@ def test_a_listing_is_kept_and_a_commit_is_asked_for_once(tmp_path, monkeypatch)
     assert list_remote(NAME, COMMIT, str(tmp_path)) == listing
     assert hub.calls == []
     assert read_listing(NAME, None, str(tmp_path)) == read_listing(NAME, COMMIT, str(tmp_path)) == listing
-    list_remote(NAME, None, str(tmp_path))
-    assert hub.calls == ["info", "tree"]
+    for branch in (None, "main"):
+        hub.calls = []
+        list_remote(NAME, branch, str(tmp_path))
+        assert hub.calls == ["info", "tree"]
     kept = next(tmp_path.rglob(f"{COMMIT}.json"))
     for content in ("", "{}", "[1]", '{"revision": "x", "files": [[1]]}'):
         kept.write_text(content)
