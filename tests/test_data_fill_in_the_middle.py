@@ -24,7 +24,7 @@ def undo(told: list[int], has_bos: bool, has_eos: bool) -> tuple[list[int], bool
     return first + body[1:suffix] + body[middle + 1 :] + body[suffix + 1 : middle] + last, False
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     count=st.integers(0, 12),
     points=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),

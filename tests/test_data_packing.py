@@ -43,7 +43,7 @@ def fewest_rows(lengths: tuple[int, ...], capacity: int) -> int:
     return place(tuple(sorted(lengths, reverse=True)), ())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, extra=st.integers(0, 4))
 def test_packing_is_best_fit_decreasing_and_never_overfills(lengths, extra):
     capacity = max(lengths, default=1) + extra
