@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE, one class for a trained one, an existing `tokenizer.json` and plain bytes.
+"""The tokenizer: byte-level BPE or Unigram, one class for a trained one, an existing file and plain bytes.
 
 Byte-level, because any text then has tokens and decoding gives it back exactly; no normaliser, for the same reason.
 Plain bytes are the same thing without merges. Text is always text: a document that spells out `<|endoftext|>` gets
@@ -9,14 +9,17 @@ How one is trained or found stands in `data/tokenizer_files.py`; to add a kind, 
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tokenizers
 from pydantic import Field, field_validator
 
+from data.encoding import PART_CHARACTERS, encode_in_groups, join_groups, surround
+from data.special_tokens import special_list, special_names, special_roles
 from data.tokenizer_files import (
     PATTERNS,
     can_be_cut,
@@ -24,15 +27,14 @@ from data.tokenizer_files import (
     cut_text,
     new_byte_level,
     read_tokenizer,
-    special_names,
     train_bpe,
 )
+from data.unigram import train_unigram
 from utils.errors import DataError
 from utils.schema import TypedSection
 
 END_OF_TEXT = "<|endoftext|>"
-PART_CHARACTERS = 500_000
-GROUP_CHARACTERS = 4_000_000
+TRANSFORMERS_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 class Tokenizer:
@@ -65,6 +67,12 @@ class Tokenizer:
             raise DataError(f"the tokenizer has no '{role}' token {token or ''}(it has {have})")
         return found
 
+    def extra_special_tokens(self) -> list[str]:
+        """Special tokens in the order of their ids, but those that transformers has a name for."""
+        named = {token for role, token in self.special_tokens.items() if role in TRANSFORMERS_ROLES}
+        added = sorted(self.backend.get_added_tokens_decoder().items())
+        return [token.content for _, token in added if token.special and token.content not in named]
+
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, no special ones among them."""
         return self.encode_batch([text])[0]
@@ -75,23 +83,30 @@ class Tokenizer:
         A long text is encoded in parts of about `part_size` characters where that cannot change the result: whole,
         it takes 120 bytes of memory for each of its own, one core, and more than linear time.
         """
-        parts = [cut_text(text, part_size) if self._can_be_cut else [text] for text in texts]
-        ids = self._encode_in_groups([part for pieces in parts for part in pieces])
+        parts = self._parts(texts, part_size)
+        ids = chain.from_iterable(encode_in_groups(self.backend, chain.from_iterable(parts)))
         return [list(chain.from_iterable(islice(ids, len(pieces)))) for pieces in parts]
 
-    def _encode_in_groups(self, texts: list[str]) -> Iterator[list[int]]:
-        """The ids of each text; only a few MB of text are in the backend's hands at once."""
-        group, size = [], 0
-        for text in texts:
-            group.append(text)
-            size += len(text)
-            if size >= GROUP_CHARACTERS:
-                yield from self._encode_at_once(group)
-                group, size = [], 0
-        yield from self._encode_at_once(group)
+    def encode_to_array(
+        self, texts: Sequence[str], dtype: np.dtype | type = np.uint32, part_size: int = PART_CHARACTERS
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of all texts, each with bos before and eos behind it, [T] `dtype`, and where each begins.
 
-    def _encode_at_once(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        The second array is int64 [D + 1]: the first token of each text, and T. The fastest way to many tokens, and
+        nothing but text, tokens and a few million characters at work are in memory. Raises DataError when `dtype`
+        cannot hold the vocabulary.
+        """
+        dtype = np.dtype(dtype)
+        if self.vocab_size - 1 > np.iinfo(dtype).max:
+            raise DataError(f"{dtype} cannot hold a vocabulary of {self.vocab_size}; use uint32")
+        parts = self._parts(texts, part_size)
+        ids, counts = join_groups(encode_in_groups(self.backend, chain.from_iterable(parts)), dtype)
+        first = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(pieces) for pieces in parts], dtype=np.int64)])
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[first]
+        return surround(ids, np.diff(ends), self.bos_id, self.eos_id)
+
+    def _parts(self, texts: Sequence[str], part_size: int) -> list[list[str]]:
+        return [cut_text(text, part_size) if self._can_be_cut else [text] for text in texts]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids; bytes that are no whole character become U+FFFD."""
@@ -102,18 +117,23 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-        config = {
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            **{f"{role}_token": self.special_tokens[role] for role in self.special_tokens},
+            **{f"{role}_token": token for role, token in self.special_tokens.items()},
         }
+        if extra := self.extra_special_tokens():
+            config["additional_special_tokens"] = extra
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str, bos: str | None = None, eos: str | None = None) -> "Tokenizer":
-        """From a folder or a `tokenizer.json`. Raises DataError when it is missing, broken or has no eos."""
-        backend, folder = read_tokenizer(Path(path))
-        return cls(backend, special_names(backend, folder, bos, eos))
+        """From a folder, a `tokenizer.json` or a SentencePiece `.model`.
+
+        Raises DataError when it is missing, broken or has no eos.
+        """
+        backend, folder, roles = read_tokenizer(Path(path))
+        return cls(backend, special_names(backend, folder, roles, bos, eos))
 
 
 class TokenizerConfig(TypedSection):
@@ -143,6 +163,14 @@ class NewTokenizerConfig(TokenizerConfig):
     """The token of each role. `eos` ends documents, `bos` (the same token unless given) begins them; others, such as
     `pad` or `mask`, are reserved."""
 
+    chat_tokens: bool = False
+    """Whether `<|im_start|>` and `<|im_end|>`, which begin and end a turn of a chat (ChatML), are special tokens; for a
+    model that is to be tuned for chat later."""
+    fim_tokens: bool = False
+    """Whether `<|fim_prefix|>`, `<|fim_middle|>` and `<|fim_suffix|>` are; for filling in the middle."""
+    reserved_tokens: int = Field(default=0, ge=0, le=10_000)
+    """Spare special tokens `<|reserved_0|>`, `<|reserved_1|>`, ... whose use is decided later."""
+
     @field_validator("special_tokens")
     @classmethod
     def _check_special_tokens(cls, value: dict[str, str]) -> dict[str, str]:
@@ -153,20 +181,22 @@ class NewTokenizerConfig(TokenizerConfig):
                 raise ValueError(f"special token '{token}' is too short to be told from text; write it like '<eos>'")
         return value
 
+    def roles(self) -> dict[str, str]:
+        """The token of each role: `special_tokens`, then those for chat and for filling in the middle."""
+        return special_roles(self.special_tokens, self.chat_tokens, self.fim_tokens)
+
     def tokens(self) -> list[str]:
         """The special tokens in order, each once."""
-        return list(dict.fromkeys(self.special_tokens.values()))
+        return special_list(self.special_tokens, self.chat_tokens, self.fim_tokens, self.reserved_tokens)
 
 
-class BPETokenizerConfig(NewTokenizerConfig):
-    """Byte-level byte-pair encoding trained on the training documents, never on held-out ones."""
+class TrainedTokenizerConfig(NewTokenizerConfig):
+    """A tokenizer trained on the training documents, never on held-out ones."""
 
-    type: str = "bpe"
-    """Row of data.TOKENIZERS."""
-    vocab_size: int = Field(default=8192, gt=256)
-    """All tokens: special ones, the 256 bytes and the merges."""
+    vocab_size: int = Field(default=8192, gt=256, validate_default=True)
+    """All tokens: special ones, the 256 bytes and what is learned."""
     pretokenizer: Literal["llama3", "gpt2"] = "llama3"
-    """The pattern that cuts text into words before merging; llama3 takes digits in groups of up to three."""
+    """The pattern that cuts text into words before anything else; llama3 takes digits in groups of up to three."""
     max_training_bytes: int = Field(default=50_000_000, gt=0)
     """Text it is trained on at most: a sample of the documents, chosen by hash."""
 
@@ -181,7 +211,10 @@ class BPETokenizerConfig(NewTokenizerConfig):
     @field_validator("vocab_size")
     @classmethod
     def _check_vocab_size(cls, value: int, info: Any) -> int:
-        num_special = len(set(info.data.get("special_tokens", {}).values()))
+        others = ("special_tokens", "chat_tokens", "fim_tokens", "reserved_tokens")
+        if not all(name in info.data for name in others):
+            return value
+        num_special = len(special_list(*(info.data[name] for name in others)))
         if value < 256 + num_special:
             raise ValueError(f"{value} is less than the 256 bytes and {num_special} special tokens")
         return value
@@ -190,13 +223,31 @@ class BPETokenizerConfig(NewTokenizerConfig):
         """See `TokenizerConfig.needs_training`."""
         return True
 
-    def build(self, texts: Iterable[str] = ()) -> Tokenizer:
-        """See `TokenizerConfig.build`. The same texts give the same tokenizer."""
-        return Tokenizer(train_bpe(texts, self.vocab_size, self.pretokenizer, self.tokens()), self.special_tokens)
-
     def expected_vocab_size(self) -> int | None:
         """See `TokenizerConfig.expected_vocab_size`; a very small corpus gives fewer."""
         return self.vocab_size
+
+
+class BPETokenizerConfig(TrainedTokenizerConfig):
+    """Byte-level byte-pair encoding."""
+
+    type: str = "bpe"
+    """Row of data.TOKENIZERS."""
+
+    def build(self, texts: Iterable[str] = ()) -> Tokenizer:
+        """See `TokenizerConfig.build`. The same texts give the same tokenizer."""
+        return Tokenizer(train_bpe(texts, self.vocab_size, self.pretokenizer, self.tokens()), self.roles())
+
+
+class UnigramTokenizerConfig(TrainedTokenizerConfig):
+    """Byte-level Unigram language model: slower to train than BPE, and words fall into likelier parts."""
+
+    type: str = "unigram"
+    """Row of data.TOKENIZERS."""
+
+    def build(self, texts: Iterable[str] = ()) -> Tokenizer:
+        """See `TokenizerConfig.build`. The same texts give the same tokenizer."""
+        return Tokenizer(train_unigram(texts, self.vocab_size, self.pretokenizer, self.tokens()), self.roles())
 
 
 class BytesTokenizerConfig(NewTokenizerConfig):
@@ -207,7 +258,7 @@ class BytesTokenizerConfig(NewTokenizerConfig):
 
     def build(self, texts: Iterable[str] = ()) -> Tokenizer:
         """See `TokenizerConfig.build`."""
-        return Tokenizer(new_byte_level(self.tokens()), self.special_tokens)
+        return Tokenizer(new_byte_level(self.tokens()), self.roles())
 
     def expected_vocab_size(self) -> int | None:
         """See `TokenizerConfig.expected_vocab_size`."""
@@ -220,7 +271,7 @@ class FileTokenizerConfig(TokenizerConfig):
     type: str = "file"
     """Row of data.TOKENIZERS."""
     path: str
-    """A `tokenizer.json`, or a folder that holds one."""
+    """A `tokenizer.json`, a SentencePiece model (`.model`), or a folder that holds one of the two."""
     bos: str | None = None
     """The token that begins documents; null: as its config files say, else the usual names, else eos."""
     eos: str | None = None

@@ -1,4 +1,4 @@
-"""Backends of the tokenizer: training byte-level BPE, building plain bytes, reading `tokenizer.json` folders.
+"""Backends of the tokenizer: training byte-level BPE, building plain bytes, reading files that hold one.
 
 The patterns are GPT-2's and Llama 3's, character for character, because programs that load a GGUF file know exactly
 these. They run as a `Split` before a `ByteLevel` that does not split again. To add a pattern, add it to `PATTERNS`.
@@ -8,11 +8,12 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from data.sentencepiece_backend import read_sentencepiece
+from data.special_tokens import read_json
 from utils.errors import DataError
 
 PATTERNS = {
@@ -21,10 +22,6 @@ PATTERNS = {
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
-USUAL_NAMES = {
-    "eos": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]"),
-    "bos": ("<|begin_of_text|>", "<s>", "<bos>", "<|bos|>", "[BOS]"),
-}
 
 
 def byte_characters() -> list[str]:
@@ -92,61 +89,54 @@ def could_be_text(token: str, pattern: str) -> bool:
     return len(pre_tokenizers.Split(Regex(PATTERNS[pattern]), behavior="isolated").pre_tokenize_str(token)) < 2
 
 
-def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, Path]:
-    """The backend of a `tokenizer.json` or a folder with one, and the folder. Raises DataError."""
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, Path, dict[str, str]]:
+    """The backend of a tokenizer file or of a folder with one, the folder, and the tokens of roles the file names.
+
+    A file is a `tokenizer.json`, or a model of SentencePiece when its name ends in `.model`. Raises DataError.
+    """
+    file = _file_of(path)
+    if file.suffix == ".model":
+        backend, roles = read_sentencepiece(file)
+        _add_tokens(backend, file.parent / "added_tokens.json")
+        return backend, file.parent, roles
+    return _read_json_tokenizer(file), file.parent, {}
+
+
+def _file_of(path: Path) -> Path:
+    """The tokenizer file at a path. Raises DataError when there is none."""
+    if path.is_dir():
+        there = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        path = there[0] if there else path / "tokenizer.json"
+    if not path.is_file():
         raise DataError(
-            f"{file}: no such tokenizer file; train one with tools/train-tokenizer.py or set data.tokenizer.path"
+            f"{path}: no such tokenizer file; train one with tools/train-tokenizer.py or set data.tokenizer.path"
         )
+    return path
+
+
+def _read_json_tokenizer(file: Path) -> tokenizers.Tokenizer:
     try:
         text = file.read_text(encoding="utf-8")
         kind = json.loads(text)["model"]["type"]
         # Exceptions of the tokenizers package are bare `Exception`s, so the two checks above come first.
-        return tokenizers.Tokenizer.from_str(text), file.parent
+        backend = tokenizers.Tokenizer.from_str(text)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: not a tokenizer.json of Hugging Face tokenizers ({error})") from error
     except Exception as error:
         raise DataError(f"{file}: the tokenizers package cannot load this {kind} tokenizer: {error}") from error
+    if getattr(backend.model, "dropout", None):
+        raise DataError(
+            f"{file}: its merges drop out at random, so text has no fixed tokens; set model.dropout to null"
+        )
+    return backend
 
 
-def special_names(backend: tokenizers.Tokenizer, folder: Path, bos: str | None, eos: str | None) -> dict[str, str]:
-    """Role to token: what was asked for, else what the config files beside the tokenizer say, else usual names.
-
-    Raises DataError, naming the special tokens there are, when no eos is found or a token does not exist.
-    """
-    names = _configured_names(folder)
-    names.update({role: token for role, token in (("bos", bos), ("eos", eos)) if token})
-    for role, usual in USUAL_NAMES.items():
-        present = [token for token in usual if backend.token_to_id(token) is not None]
-        if role not in names and present:
-            names[role] = present[0]
-    there = ", ".join(token.content for token in backend.get_added_tokens_decoder().values()) or "none"
-    if "eos" not in names:
-        raise DataError(f"{folder}: which token ends a document? set data.tokenizer.eos to one of: {there}")
-    for role in ("bos", "eos"):
-        if role in names and backend.token_to_id(names[role]) is None:
-            raise DataError(f"{folder}: the tokenizer has no {role} token '{names[role]}'; its special ones: {there}")
-    return {role: token for role, token in names.items() if backend.token_to_id(token) is not None}
-
-
-def _configured_names(folder: Path) -> dict[str, str]:
-    """Roles and tokens of `special_tokens_map.json` and `tokenizer_config.json`; the latter wins."""
-    names: dict[str, str] = {}
-    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
-        if file.is_file():
-            for key, value in _read_json(file).items():
-                token = value.get("content") if isinstance(value, dict) else value
-                if key.endswith("_token") and isinstance(token, str):
-                    names[key.removesuffix("_token")] = token
-    return names
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-    return value if isinstance(value, dict) else {}
+def _add_tokens(backend: tokenizers.Tokenizer, file: Path) -> None:
+    """Tokens that were added to a SentencePiece model later stand in a file beside it. Raises DataError."""
+    added = read_json(file) if file.is_file() else {}
+    backend.add_special_tokens(sorted(added, key=lambda token: added[token]))
+    for token, number in added.items():
+        if backend.token_to_id(token) != number:
+            raise DataError(f"{file}: '{token}' cannot be token {number}: ids must go on where the model's end")

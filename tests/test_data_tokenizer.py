@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -11,7 +14,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import pre_tokenizers
 
-from data.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, FileTokenizerConfig, Tokenizer
+from data.tokenizer import (
+    BPETokenizerConfig,
+    BytesTokenizerConfig,
+    FileTokenizerConfig,
+    Tokenizer,
+    UnigramTokenizerConfig,
+)
 from data.tokenizer_files import PATTERNS, byte_characters, can_be_cut, cut_text
 from utils.errors import DataError
 
@@ -39,7 +48,9 @@ SPECIAL = {"eos": "<|endoftext|>", "pad": "<pad>", "mask": "<|mask|>", "user": "
 gpt2 = BPETokenizerConfig(vocab_size=340, pretokenizer="gpt2", special_tokens=SPECIAL).build(CORPUS)
 llama3 = BPETokenizerConfig(vocab_size=340, special_tokens=SPECIAL).build(CORPUS)
 plain = BytesTokenizerConfig(special_tokens=SPECIAL).build()
-ALL = pytest.mark.parametrize("tokenizer", [gpt2, llama3, plain], ids=["gpt2", "llama3", "bytes"])
+unigram = UnigramTokenizerConfig(vocab_size=270, special_tokens=SPECIAL).build(CORPUS)
+KINDS = {"gpt2": gpt2, "llama3": llama3, "bytes": plain, "unigram": unigram}
+ALL = pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS.keys())
 
 
 @ALL
@@ -57,6 +68,22 @@ def test_decoding_gives_back_every_text(tokenizer, text):
 def test_a_text_encoded_in_parts_has_the_tokens_of_the_whole(tokenizer, text):
     whole = tokenizer.backend.encode(text, add_special_tokens=False).ids
     assert tokenizer.encode_batch([text, "x\ny"], part_size=1) == [whole, tokenizer.backend.encode("x\ny").ids]
+
+
+@ALL
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(TEXTS | st.just("some words\nand more\n\n"), max_size=6), part_size=st.sampled_from([1, 50_000]))
+def test_arrays_hold_what_encode_gives_between_bos_and_eos(tokenizer, texts, part_size):
+    tokens, offsets = tokenizer.encode_to_array(texts, np.uint16, part_size=part_size)
+    expected = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    assert (tokens.dtype, offsets.dtype, len(offsets)) == (np.uint16, np.int64, len(texts) + 1)
+    assert [tokens[a:b].tolist() for a, b in pairwise(offsets)] == expected
+    assert (offsets[0], offsets[-1]) == (0, len(tokens))
+
+
+def test_an_array_of_numbers_too_small_for_the_vocabulary_is_refused():
+    with pytest.raises(DataError, match="uint8 cannot hold a vocabulary of 260"):
+        plain.encode_to_array(["x"], np.uint8)
 
 
 def test_long_texts_are_really_cut_and_nothing_is_lost():
@@ -159,6 +186,63 @@ def test_hash_tells_vocabularies_and_ends_apart():
         )
     }
     assert len(hashes) == 5
+    changed = json.loads(unigram.backend.to_str())
+    changed["model"]["vocab"][-1][1] -= 1.0
+    other = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(changed)), SPECIAL)
+    assert other.hash != unigram.hash
+    other.backend.add_tokens(["more"])
+    assert Tokenizer(other.backend, SPECIAL).hash != other.hash
+
+
+WANTED: dict[str, Any] = {"chat_tokens": True, "fim_tokens": True, "reserved_tokens": 3}
+NEW = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|reserved_0|>",
+    "<|reserved_1|>",
+    "<|reserved_2|>",
+]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "bytes"])
+def test_chat_fim_and_reserved_tokens_are_special_have_roles_and_are_saved(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import AutoTokenizer
+
+    config = {
+        "bpe": BPETokenizerConfig(vocab_size=280, **WANTED),
+        "unigram": UnigramTokenizerConfig(vocab_size=266, **WANTED),
+        "bytes": BytesTokenizerConfig(**WANTED),
+    }[kind]
+    tokenizer = config.build(CORPUS)
+    first = 256 if kind == "bytes" else 0
+    assert [tokenizer.backend.token_to_id(token) for token in NEW] == list(range(first, first + len(NEW)))
+    for text in NEW:
+        assert not set(tokenizer.encode(f"a {text}b")) & set(range(first, first + len(NEW)))
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    for role in ("im_start", "im_end", "fim_prefix", "fim_middle", "fim_suffix"):
+        assert again.special_tokens[role] == f"<|{role}|>"
+        assert again.special_id(role) == tokenizer.special_id(role)
+    assert again.hash == tokenizer.hash
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert set(theirs.all_special_tokens) == set(NEW)
+    assert theirs.encode("".join(NEW)) == list(range(first, first + len(NEW)))
+
+
+def test_without_them_nothing_changes_and_a_missing_role_is_told(tmp_path):
+    usual = BytesTokenizerConfig().build()
+    assert usual.vocab_size == 257
+    usual.save(tmp_path)
+    assert "additional_special_tokens" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    with pytest.raises(DataError, match=r"no 'fim_prefix' token .*eos: <\|endoftext\|>"):
+        usual.special_id("fim_prefix")
+    own = BytesTokenizerConfig(special_tokens={"eos": "<x>", "im_end": "<end>"}, chat_tokens=True)
+    assert own.tokens() == ["<x>", "<end>", "<|im_start|>"]
 
 
 @ALL
@@ -226,6 +310,7 @@ def test_missing_and_broken_tokenizer_files_are_told(tmp_path):
         b"\xff\xfe",
         b'{"model": {"type": "BPE"}}',
         b'{"model": {"type": "Z"}}',
+        plain.backend.to_str().replace('"dropout":null', '"dropout":0.1').encode(),
     ):
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(DataError, match=r"tokenizer\.json: "):
@@ -237,6 +322,9 @@ def test_missing_and_broken_tokenizer_files_are_told(tmp_path):
     [
         ({"vocab_size": 256}, "greater than 256"),
         ({"vocab_size": 257, "special_tokens": SPECIAL}, "less than the 256 bytes and 4 special tokens"),
+        ({"vocab_size": 300, "reserved_tokens": 45}, "less than the 256 bytes and 46 special tokens"),
+        ({"reserved_tokens": 9000}, "8192 is less than the 256 bytes and 9001 special tokens"),
+        ({"reserved_tokens": -1}, "greater than or equal to 0"),
         ({"special_tokens": {"pad": "<pad>"}}, "an 'eos' token is needed"),
         ({"special_tokens": {"eos": "END"}}, "could be learned as a word"),
         ({"special_tokens": {"eos": "x"}}, "too short"),

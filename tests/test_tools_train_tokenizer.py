@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
-from data.tokenizer import BytesTokenizerConfig, Tokenizer
+from data.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, Tokenizer
 from tests.tool_files import load_tool
 from utils.errors import ConfigError, DataError
 
@@ -56,7 +57,8 @@ def test_a_data_section_is_trained_measured_and_written(folder):
     assert tokenizer.vocab_size == 320
     assert tokenizer.special_tokens == {"bos": "<|eos|>", "eos": "<|eos|>", "pad": "<|pad|>"}
     assert "vocabulary: 320 tokens; special ones: " in said
-    assert "decoding gives the text back: yes" in said
+    assert "gives the text back" in said
+    assert " is lossy" not in said
     assert "wrote mine" in said
 
 
@@ -71,12 +73,53 @@ def test_a_forerunners_yaml_is_trained_as_it_is(folder):
 
 def test_measurements_are_those_of_the_text():
     tokenizer = BytesTokenizerConfig().build()
-    measured = tool.measure(tokenizer, ["aab", "\u00e9"])
-    assert measured == tool.Measured(num_bytes=5, num_tokens=5, num_used=4, is_lossless=True)
-    assert "bytes per token: 1.000" in tool.describe(tokenizer, measured)
-    assert "nothing was measured" in tool.describe(tokenizer, tool.measure(tokenizer, []))[-1]
-    broken = measured._replace(is_lossless=False)
-    assert tool.describe(tokenizer, broken)[-1] == "decoding gives the text back: NO"
+    measured = tool.measure(tokenizer, ["aab c", "\u00e9"])
+    assert (measured.num_bytes, measured.num_words, measured.num_tokens, measured.num_used) == (7, 3, 7, 6)
+    assert (measured.vocab_size, measured.lengths, measured.lost) == (257, (7, 0, 0, 0), None)
+    lines = dict(line.rsplit("  ", 1) for line in tool.describe({"x": tokenizer}, ["aab c", "\u00e9"])[1:-1])
+    assert {label.strip(): value.strip() for label, value in lines.items()} == {
+        "tokens": "7",
+        "bytes per token": "1.000",
+        "tokens per word": "2.333",
+        "vocabulary": "257",
+        "used there": "6 (2.3%)",
+        "unused there": "251",
+        "tokens of 1 byte": "100.0%",
+        "of 2 to 3 bytes": "0.0%",
+        "of 4 to 7 bytes": "0.0%",
+        "of 8 bytes or more": "0.0%",
+        "gives the text back": "yes",
+    }
+    assert "nothing was measured" in tool.describe({"x": tokenizer}, [])[-1]
+
+
+def test_lengths_and_longest_tokens_are_those_of_the_tokens_that_occur():
+    tokenizer = BPETokenizerConfig(vocab_size=300).build(["abcdefghij abcd ab " * 50])
+    ids = tokenizer.encode("abcdefghij abcd zz")
+    sizes = [len(tokenizer.decode([token])) for token in ids]
+    measured = tool.measure(tokenizer, ["abcdefghij abcd zz"])
+    expected = [sum(1 for size in sizes if low <= size < high) for low, high in ((1, 2), (2, 4), (4, 8), (8, 99))]
+    assert list(measured.lengths) == expected
+    assert expected[3] > 0
+    assert [len(token) for token in measured.longest] == sorted(sizes, reverse=True)[: len(measured.longest)]
+
+
+def test_a_lossy_tokenizer_is_said_to_be_lossy_beside_ours(folder):
+    lossy = BytesTokenizerConfig().build().backend
+    lossy.normalizer = normalizers.Lowercase()
+    lossy.save("lossy.json")
+    lossy = tool.load_other(Path("lossy.json"))
+    assert tool.measure(lossy, ["all is well", "the Cat sat"]).lost == ("the Cat sat", "the cat sat")
+    assert tool.find_loss("a" * 50 + "bcd", "a" * 50) == ("a" * 10 + "bcd", "a" * 10)
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": "A" + text}) + "\n" for text in TEXTS))
+    said = run(folder, OURS, "--compare", "lossy.json").splitlines()
+    (header,) = [line for line in said if "this one" in line and "lossy.json" in line]
+    (row,) = [line for line in said if line.startswith("gives the text back")]
+    assert row.split()[-2:] == ["yes", "NO"]
+    assert len(header) == len(row)
+    assert any(line.startswith("lossy.json is lossy: 'Ad") for line in said)
+    (row,) = [line for line in said if line.startswith("bytes per token")]
+    assert float(row.split()[-2]) > float(row.split()[-1]) == 1.0
 
 
 def test_a_run_with_the_same_section_finds_the_tokenizer_in_the_cache(folder):
@@ -94,6 +137,11 @@ def test_what_is_missing_is_told(folder):
         run(folder, OURS.replace("vocab_size", "vocab_sise"))
     with pytest.raises(ConfigError, match=r"gone\.yaml"):
         tool.main(["--config", "gone.yaml"])
+    with pytest.raises(DataError, match=r"gone/tokenizer: no such tokenizer file"):
+        run(folder, OURS, "--compare", "gone/tokenizer")
+    (folder / "broken.model").write_bytes(b"\xff" * 20)
+    with pytest.raises(DataError, match=r"broken\.model: not a SentencePiece model"):
+        run(folder, OURS, "--compare", "broken.model")
     (folder / "file").touch()
     with pytest.raises(DataError, match=r"cannot write the tokenizer to file/x: .*--out"):
         run(folder, OURS, "--out", "file/x")
