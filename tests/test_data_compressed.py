@@ -36,6 +36,7 @@ def noise(num_bytes: int, seed: int = 0) -> bytes:
 @settings(max_examples=15, deadline=None)
 @given(blocks=st.lists(st.binary(max_size=40), max_size=4), sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_pieces_are_the_file_and_every_place_can_be_gone_on_from(tmp_path_factory, packing, blocks, sizes):
+    blocks = [b"not a magic number", *blocks]
     raw = pack(blocks, packing)
     path = tmp_path_factory.mktemp("packed") / "a.bin"
     path.write_bytes(raw)

@@ -25,6 +25,7 @@ def test_a_page_is_cut_at_its_first_level_outside_code():
         ("---\ntitle: x\ntags: [a]\n---\n\n# Text\n", "# Text\n"),
         ("+++\r\ntitle = 1\r\n+++\r\ntext", "text"),
         ("---\n---\ntext\n", "text\n"),
+        ("---\na: b\n---\ntext\n---\nmore\n", "text\n---\nmore\n"),
         ("---\ntitle: x\n---", ""),
         ("\ufeff---\na: b\n---\ntext", "text"),
         ("text\n---\nnot front\n---\n", "text\n---\nnot front\n---\n"),
