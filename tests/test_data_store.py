@@ -119,6 +119,13 @@ def test_a_flipped_byte_is_found_when_the_shard_is_read(folder, place):
         store.verify()
 
 
+@pytest.mark.parametrize("place", [3, 8, 16, 24])
+def test_a_flipped_header_is_found_without_reading_tokens(folder, place):
+    flip(folder / "train" / "00-00001.shard", place)
+    with pytest.raises(DataError, match=r"00-00001\.shard: damaged \(its header does not fit the manifest"):
+        open_store(folder).train.lengths(0, np.array([3]))
+
+
 def test_flipped_offsets_are_found_without_reading_tokens(folder):
     flip(folder / "train" / "00-00001.shard", 32 + 8 + 2)
     with pytest.raises(DataError, match=r"00-00001\.shard: damaged \(its offsets make no sense"):
