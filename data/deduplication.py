@@ -22,11 +22,10 @@ from data.minhash import NearConfig, unpack
 from utils.schema import Section
 
 KEEP, EXACT, NEAR, LEAKED = range(4)
-VERDICTS = ("kept", "exact_duplicate", "near_duplicate", "leaked")
 BY_RANK = np.array([KEEP, NEAR, EXACT, LEAKED], np.uint8)
 """Which verdict wins where several are right: the last."""
 RANK_NEAR, RANK_EXACT, RANK_LEAKED = 1, 2, 3
-BATCH, PAIRS = 4096, 8192
+BATCH, PAIRS = 8192, 8192
 """Documents judged and pairs compared at once."""
 HASH_WIDTH = 4
 
