@@ -68,7 +68,7 @@ def test_every_optimizer_is_searched_and_left_as_it_was(tmp_path: Path, row: str
     config = tiny_config(
         tmp_path,
         optimizer={"type": row, "learning_rate": 1e-3},
-        training={"weight_ema": average, "micro_batch_size": 4},
+        training={"weight_ema": average},
     )
     parts = parts_of(config)
     mx.random.seed(7 << 32 | 5)  # Both halves of a key count.
@@ -102,8 +102,11 @@ def test_what_breaks_inside_is_put_back_too(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"optimizer": {"type": "muon", "learning_rate": 1e-2}, "model": {"residual_dropout": 0.1}}],
-    ids=["adamw", "muon, dropout"],
+    [
+        {"training": {"micro_batch_size": 4}},
+        {"optimizer": {"type": "muon", "learning_rate": 1e-2}, "model": {"residual_dropout": 0.1}},
+    ],
+    ids=["adamw, accumulation", "muon, dropout"],
 )
 def test_at_one_rate_it_trains_as_the_loop_does(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny_config(tmp_path, schedule={"type": "constant", "warmup": "0 steps"}, **changes)

@@ -168,8 +168,8 @@ def test_lion_says_that_it_needs_the_weights_once_more() -> None:
 @needs_compiler
 @pytest.mark.parametrize("row", ["adafactor", "schedule_free_adamw"])
 def test_an_update_takes_the_memory_that_its_row_says(row: str) -> None:
-    """One embedding as large as all layers: what is alive beside weights, gradients and state."""
-    shapes = {"embed_tokens.weight": (6144, 128)} | {f"layers.{index}.weight": (128, 192) for index in range(30)}
+    """One embedding twice as large as all layers: what is alive beside weights, gradients and state."""
+    shapes = {"embed_tokens.weight": (12288, 128)} | {f"layers.{index}.weight": (128, 192) for index in range(30)}
     held: dict[str, Any] = {"weights": {name: mx.full(shape, 0.1) for name, shape in shapes.items()}}
     config = config_of(row)
     optimizer = config.build(held["weights"])
