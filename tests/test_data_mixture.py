@@ -230,6 +230,16 @@ def test_shares_come_in_the_order_of_a_queue_that_takes_one_document_at_a_time(d
     assert order == expected
 
 
+@pytest.mark.parametrize("window_tokens", [50, 400, 3000])
+def test_more_documents_than_estimated_are_found_where_they_are_short(window_tokens):
+    corpus = Corpus([1] * 400 + [20_000], [50] * 30)
+    config = MixtureConfig(by="tokens", window_tokens=window_tokens)
+    mixture = corpus.build(config)
+    expected = [source for source, _ in queue_of(corpus, mixture, config, num_tokens=1500)]
+    assert expected.count(0) > 100
+    assert [source for source, _, _ in first_documents(mixture, len(expected))] == expected
+
+
 @settings(max_examples=20, deadline=None)
 @given(data=st.data(), corpus=corpora())
 def test_shares_are_kept_to_half_a_document_at_every_window(data, corpus):
@@ -356,7 +366,7 @@ def test_state_says_how_often_sources_were_passed_through():
 @pytest.mark.parametrize("by", ["tokens", "documents", "epochs"])
 def test_planning_looks_little_further_than_the_window(by):
     generator = np.random.default_rng(0)
-    corpus = Corpus(*(generator.geometric(1e-3, 30_000).tolist() for _ in range(3)))
+    corpus = Corpus(*(generator.geometric(1 / mean, 30_000).tolist() for mean in (300, 1000, 3000)))
     windows = corpus.build(MixtureConfig(by=by)).windows()
     given_documents = sum(len(next(windows)[0].sources) for _ in range(5))
     assert corpus.num_asked < 1.5 * given_documents
@@ -491,7 +501,7 @@ def test_other_wrong_sources():
         staged.build(twins, lambda source, documents: documents, 0, Budget(1, None))
 
 
-@pytest.mark.parametrize("change", [{"by": "tokens"}, {"window": 9}, {"tokens": [0]}, {"by": None}])
+@pytest.mark.parametrize("change", [{"by": "tokens"}, {"window": 9}, {"tokens": [0]}, {"by": None}, {"other": 1}])
 def test_the_state_of_another_mixture_is_refused(change):
     mixture = Corpus([5] * 9, [5] * 9).build(MixtureConfig(window_tokens=20))
     state = take(mixture, 2)[-1][1]
