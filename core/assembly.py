@@ -375,8 +375,9 @@ def refuse_other_data(dataset: Any, state: dict[str, Any]) -> None:
     """Raise DataError unless the corpus is the checkpoint's: rows have another order else, and another split."""
     if state["data_fingerprint"] != dataset.fingerprint:
         raise DataError(
-            "the corpus has changed since the checkpoint was written: put the old files back to resume, or start a new "
-            "run on the new ones from these weights (init_from)"
+            "the corpus has changed since the checkpoint was written, or how it is read (sequence_length, mixture, "
+            "packing, weights): put the old files and settings back to resume, or start a new run from these weights "
+            "(init_from)"
         )
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from core.benchmark_data import BARS as DATA_BARS
+from core.benchmark_data import SUITES as DATA_SUITES
 from core.config import Config, build_section, load
 from core.precision import resolve_precision
 from models.attention.base import AttentionConfig
@@ -93,6 +95,7 @@ BARS = (
     Bar("the same, GPT-2", GPT2, "seconds", MLX_MUON, "ours", ">=", 1.2),
     Bar("the same, llama: graph nodes of MLX's over ours", LLAMA, "nodes", MLX_MUON, "ours", ">=", 5),
     Bar("Muon's update beside a step of 16k tokens, 40M model", ALL_STEP, "seconds", "muon", WHOLE, "<=", 0.15),
+    *DATA_BARS,
 )
 
 
@@ -260,20 +263,6 @@ def share_suite(work: Work) -> list[Case]:
     return [Case("share", f"updates beside a step of {tokens:,} tokens", tuple(variants), about | {"length": length})]
 
 
-def data_suite(work: Work) -> list[Case]:
-    """The loader on a made-up corpus, at two row lengths."""
-    is_tiny = work.config.name == "tiny"
-    spec = {"num_documents": 200, "num_batches": 4} if is_tiny else {"num_documents": 5000, "num_batches": 64}
-    spec |= {"vocab_size": 2048, "rows": 8}
-    cases = []
-    for length in (256, 1024):
-        command = command_of(WORKERS / "measure_data.py", spec | {"length": length})
-        tokens = spec["rows"] * spec["num_batches"] * length
-        about = {"model": "loader", "batch": spec["rows"], "length": length}
-        cases.append(Case("data", f"rows of {length}", (Variant("loader", command),), about, tokens=tokens))
-    return cases
-
-
 def generate_suite(work: Work) -> list[Case]:
     """Reading a prompt, then one token after the other, greedily."""
     longest = getattr(work.config.model, "max_position_embeddings", 1024)
@@ -285,6 +274,10 @@ def generate_suite(work: Work) -> list[Case]:
     return [Case("generate", f"{prompt} + {new} tokens", tuple(variants), about)]
 
 
+def _without_model(suite: Callable[[bool], list[Case]]) -> Callable[[Work], list[Case]]:
+    return lambda work: suite(work.config.name == "tiny")
+
+
 SUITES: dict[str, Callable[[Work], list[Case]]] = {
     "step": step_suite,
     "memory": memory_suite,
@@ -293,8 +286,8 @@ SUITES: dict[str, Callable[[Work], list[Case]]] = {
     "optimizer": optimizer_suite,
     "newton-schulz": newton_schulz_suite,
     "share": share_suite,
-    "data": data_suite,
     "generate": generate_suite,
+    **{name: _without_model(suite) for name, suite in DATA_SUITES.items()},
 }
 
 

@@ -72,7 +72,8 @@ def _build(folder: Path, write: Callable[[Path], None], left_open: str | None) -
         _rename(temporary, folder)
         sync(folder.parent)
     finally:
-        if left_open is None:
+        # What can be gone on from stays; a folder without a file is none of that.
+        if left_open is None or not any(path.is_file() for path in temporary.rglob("*")):
             shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -213,7 +213,8 @@ def open_store(folder: Path, tokenizer_hash: str | None = None) -> Store:
     if tokenizer_hash is not None and manifest["tokenizer_hash"] != tokenizer_hash:
         raise DataError(
             f"{folder}: made with tokenizer {manifest['tokenizer_hash'][:12]}, not with the given one "
-            f"{tokenizer_hash[:12]}; use the tokenizer the data was prepared with, or prepare it again"
+            f"{tokenizer_hash[:12]}; use the tokenizer the data was prepared with, or delete the folder to have it "
+            "prepared again"
         )
     try:
         store = Store(folder, manifest)

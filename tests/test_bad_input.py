@@ -58,7 +58,7 @@ class Command:
         assert not self.run.exists()
         cache = self.folder / "cache"
         left = [path.name for path in cache.glob("*") if not path.name.startswith(".lock")] if cache.is_dir() else []
-        assert all(name.startswith(("tokenizer-", "shards-")) for name in left), left
+        assert all(name.startswith(("tokenizer-", "shards-", "text-", "row-counts")) for name in left), left
 
 
 @pytest.fixture

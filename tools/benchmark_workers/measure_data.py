@@ -4,6 +4,7 @@ Document lengths are log-normal, as in real text: many short ones, few very long
 shards, packing) happens once, in a temporary folder, and is reported beside the rate.
 """
 
+import atexit
 import json
 import random
 import tempfile
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data.sources import JSONLSourceConfig
+from data.file_sources import JSONLSourceConfig
 from data.text import TextDataConfig
 from data.tokenizer import BPETokenizerConfig
 from utils.benchmarking import Row, serve
@@ -35,16 +36,18 @@ def write_corpus(path: Path, num_documents: int) -> None:
 def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     """Prepare the corpus; a round reads `num_batches` batches."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder) / "corpus.jsonl"
-        write_corpus(corpus, spec["num_documents"])
-        config = TextDataConfig(
-            sources=(JSONLSourceConfig(path=str(corpus)),),
-            tokenizer=BPETokenizerConfig(vocab_size=spec["vocab_size"]),
-            sequence_length=spec["length"],
-            cache_dir=str(Path(folder) / "cache"),
-        )
-        dataset = config.build(0, report=lambda line: None)
+    # Shards are opened as they are needed, so the folder lives as long as the process.
+    temporary = tempfile.TemporaryDirectory()
+    atexit.register(temporary.cleanup)
+    corpus = Path(temporary.name) / "corpus.jsonl"
+    write_corpus(corpus, spec["num_documents"])
+    config = TextDataConfig(
+        sources=(JSONLSourceConfig(path=str(corpus)),),
+        tokenizer=BPETokenizerConfig(vocab_size=spec["vocab_size"]),
+        sequence_length=spec["length"],
+        cache_dir=str(Path(temporary.name) / "cache"),
+    )
+    dataset = config.build(0, report=lambda line: None)
     summary = dataset.summary()
     facts = {
         "prepare_seconds": time.perf_counter() - start,
