@@ -54,8 +54,14 @@ class Tokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of the canonical tokenizer.json, bos and eos."""
-        parts = [json.loads(self.backend.to_str()), self.bos_id, self.eos_id]
+        """SHA-256 of the canonical tokenizer.json, bos and eos.
+
+        Scores of Unigram count to nine digits: the package reads more of them inexactly, so saving changes the last.
+        """
+        description = json.loads(self.backend.to_str())
+        if description["model"]["type"] == "Unigram":
+            description["model"]["vocab"] = [[piece, f"{score:.9g}"] for piece, score in description["model"]["vocab"]]
+        parts = [description, self.bos_id, self.eos_id]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def special_id(self, role: str) -> int:

@@ -174,6 +174,20 @@ def test_saving_and_loading_keeps_hash_roles_and_ids(tokenizer, tmp_path):
     assert all(again.encode(text) == tokenizer.encode(text) for text in TRICKY)
 
 
+def test_scores_of_any_precision_keep_the_hash_through_saving(tmp_path):
+    described = json.loads(unigram.backend.to_str())
+    exact = [[piece, score * (1 + rank * 1.7e-3)] for rank, (piece, score) in enumerate(described["model"]["vocab"])]
+    described["model"]["vocab"] = exact
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(described)), SPECIAL)
+    hashes = {tokenizer.hash}
+    for _ in range(3):
+        tokenizer.save(tmp_path)
+        tokenizer = Tokenizer.load(tmp_path)
+        hashes.add(tokenizer.hash)
+    assert json.loads(tokenizer.backend.to_str())["model"]["vocab"] != exact
+    assert len(hashes) == 1
+
+
 def test_hash_tells_vocabularies_and_ends_apart():
     hashes = {
         tokenizer.hash
