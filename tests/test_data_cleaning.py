@@ -134,6 +134,12 @@ def test_of_all_characters_those_go_that_control_or_hide():
     assert not invisible & set("\u200c\u200d\u200e\u200f\U000e0067")
 
 
+@pytest.mark.parametrize("mark", [*map(chr, range(32)), "\x7f", "\u2028", "\u2029"])
+def test_each_control_character_is_found_alone(mark):
+    expected = f"a{mark}b" if mark in "\t\n" else "a\nb" if mark in "\r\x0b\x0c\u2028\u2029" else "ab"
+    assert CleaningConfig().clean(f"a{mark}b")[0] == expected
+
+
 @pytest.mark.parametrize(
     ("text", "cleaned", "counts"),
     [
@@ -141,6 +147,7 @@ def test_of_all_characters_those_go_that_control_or_hide():
         ("\ufeffa\x00b\x7f", "ab", {"control_characters": 3}),
         ("\x1b[1;31mred\x1b[0m \x1b[", "red [", {"control_characters": 12}),
         ("a \t\n\tb  c\n ", "a\n\tb  c\n", {"trailing_whitespace": 3}),
+        ("a\u3000 \nb", "a\u3000\nb", {"trailing_whitespace": 1}),
         ("e\u0301\n\u00e9", "\u00e9\n\u00e9", {"normalized_lines": 1}),
         ("\u00c3\u200b\u00a9", "\u00e9", {"control_characters": 1, "mojibake_lines": 1}),
         ("\n\n\na\n\n\n\n\nb\n\n\n", "\n\na\n\n\nb\n\n\n", {"blank_lines": 3}),
@@ -205,6 +212,7 @@ def repeats_kept(lines, often, most, in_a_row):
     most=st.none() | st.integers(1, 4),
     in_a_row=st.none() | st.integers(1, 3),
 )
+@example(lines=[LINES[0], "", LINES[0], "", LINES[0]], most=None, in_a_row=2)
 def test_repeated_lines_as_a_look_back_finds_them(lines, most, in_a_row):
     expected = repeats_kept(lines, set(LINES[:2]), most, in_a_row)
     assert limit_repeats(lines, set(LINES[:2]), most, in_a_row) == expected

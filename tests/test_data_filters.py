@@ -72,6 +72,7 @@ def test_length_has_the_limits_of_the_paper():
         ("max_hashes_per_word", "word " * 9 + "#", "word " * 9 + "##", "many_hashes"),
         ("max_ellipses_per_word", "word " * 9 + "w...", "word " * 8 + "w... w\u2026", "many_ellipses"),
         ("max_digit_fraction", "abc 1", "ab 1", "many_digits"),
+        ("max_digit_fraction", "abcdef 09", "abcde 09", "many_digits"),
         ("min_alphabetic_word_fraction", "a b1 c 4x 5", "a b1 c 4 5", "few_alphabetic_words"),
         ("min_mean_word_length", "ab cdef", "ab cde", "short_words"),
         ("max_mean_word_length", "a" * 9 + " " + "b" * 11, "a" * 9 + " " + "b" * 12, "long_words"),
@@ -118,6 +119,7 @@ def test_a_long_document_is_counted_whole_in_the_memory_of_a_piece():
         assert LengthFilterConfig(max_words=6 * num_lines - 1).reason(text) == "too_many_words"
         assert count_words(text) == (6 * num_lines, 21 * num_lines, 4 * num_lines)
         assert count_lines(text) == (num_lines, num_lines, 0)
+        assert count_present(f"first {text} last", frozenset({"first", "the", "last", "lost"})) == 3
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

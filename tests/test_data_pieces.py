@@ -12,6 +12,7 @@ def test_pieces_make_up_the_text_and_end_at_the_last_break_that_fits(text, size)
     parts = list(pieces(text, size))
     assert "".join(parts) == text
     assert all(0 < len(part) <= size for part in parts)
+    assert not 0 < len(text) <= size or parts == [text]
     for part, rest in zip(parts, parts[1:], strict=False):
         window = (part + rest)[:size]
         mark = next((mark for mark in "\n " if mark in window), None)
