@@ -1,6 +1,7 @@
 """SOAP against float64 NumPy, with new bases on the way; that order and sign of a basis change nothing; what happens to
 sides without a basis, broken statistics and zeros; resuming between two renewals; and memory."""
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -332,6 +333,7 @@ def widths(num_layers: int, width: int, inner: int) -> dict[str, tuple[int, ...]
     [(widths(2, 256, 700), 1024), (widths(4, 192, 512), 256), (widths(6, 160, 320), 1024), (widths(1, 320, 640), 400)],
 )
 def test_an_update_and_a_refresh_hold_what_the_config_says(shapes: dict[str, tuple[int, ...]], max_dim: int) -> None:
+    gc.collect()
     config = SOAPConfig(max_preconditioner_dim=max_dim)
     parameters = {name: mx.ones(shape) for name, shape in shapes.items()}
     gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
