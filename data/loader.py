@@ -7,7 +7,7 @@ To change what a row holds, see `data/packing.py`; which documents come when, `d
 
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,13 @@ class Dataset:
         if missing:
             raise DataError(f"the sources are used up before row {row}")
         return state
+
+    def states(self, sizes: Iterable[int], near: State | None = None) -> Iterator[State]:
+        """The positions behind the next rows, `sizes` at a time, from `near` (None: the start) on.
+
+        Reads lengths only. Ends where the sources do; the last position then counts the rows that are missing as given.
+        """
+        return (take.state for take in self._stream().takes(sizes, near))
 
     def describe_rows(self, state: State | None, count: int) -> list[list[PieceInfo]]:
         """For each of the next `count` rows behind `state`, where its pieces come from; fewer where sources end."""

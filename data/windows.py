@@ -82,10 +82,14 @@ class Mixture:
         """Stored tokens there are before all sources have stopped, to about a document; None: without end."""
         return round(sum(self._flow(self._capacity()))) if self.stops else None
 
+    def expected(self, tokens: int) -> list[float]:
+        """Stored tokens of each source among the first `tokens` of the run; fewer in all where every source stops."""
+        return [float(given) for given in self._flow(tokens)]
+
     def describe(self) -> list[str]:
         """One line for each source: what it holds, its share of the run and how often it is passed through."""
-        total = self._capacity() if self.stops else self.budget.total_tokens
-        given = self._flow(min(total, self.budget.total_tokens or total) if total else self._capacity())
+        total = self.budget.total_tokens or (self._capacity() if self.stops else None)
+        given = self._flow(total or self._capacity())
         lines = []
         for extent, tokens in zip(self.extents, given, strict=True):
             line = f"{extent.name}: {extent.num_documents:,} documents, {format_count(extent.num_tokens)} tokens, "
@@ -94,8 +98,8 @@ class Mixture:
         return lines
 
     def _capacity(self) -> int:
-        """Tokens of the sources that are used, each once."""
-        return sum(extent.num_tokens for extent, used in zip(self.extents, self._used, strict=True) if used)
+        """Tokens of all sources: no less than a run whose sources stop can give."""
+        return sum(extent.num_tokens for extent in self.extents)
 
     def _flow(self, total: int) -> list[Fraction]:
         """Tokens that each source gives in a run of `total`, as if documents could be divided."""
