@@ -135,21 +135,24 @@ def test_max_tokens_ends_a_source_and_the_rest_is_counted(tmp_path: Path) -> Non
     assert account["dropped"] == {"beyond_max_tokens": account["read"]["documents"] - len(kept)}
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, calls: int) -> None:
-    """Make the function of a module fail at its call number `calls`, as a kill between two files would."""
+def stop_after(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, calls: int, error: BaseException) -> None:
+    """Make the function of a module fail at its call number `calls`, as a kill or a full disk would."""
     real, count = getattr(module, name), itertools.count(1)
 
     def fails(*arguments: Any, **keywords: Any) -> Any:
         if next(count) == calls:
-            raise KeyboardInterrupt
+            raise error
         return real(*arguments, **keywords)
 
     monkeypatch.setattr(module, name, fails)
 
 
 @pytest.mark.parametrize(("place", "calls"), [("chunks.write_arrays", 3), ("shard_writer.write_shard", 4)])
+@pytest.mark.parametrize(
+    ("error", "message"), [(KeyboardInterrupt(), None), (OSError(28, "No space left on device"), "the disk is full")]
+)
 def test_a_stopped_preparation_goes_on_and_gives_the_same_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, calls: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, calls: int, error: BaseException, message: str | None
 ) -> None:
     module = {"chunks": data.chunks, "shard_writer": data.shard_writer}[place.split(".")[0]]
     name = place.split(".")[1]
@@ -157,8 +160,8 @@ def test_a_stopped_preparation_goes_on_and_gives_the_same_files(
     other = config.model_copy(update={"cache_dir": str(tmp_path / "other")})
     expected = files_of(prepare(other))
     with monkeypatch.context() as patch:
-        stop_after(patch, module, name, calls)
-        with pytest.raises(KeyboardInterrupt):
+        stop_after(patch, module, name, calls, error)
+        with pytest.raises(DataError if isinstance(error, OSError) else KeyboardInterrupt, match=message):
             prepare(config)
     written: list[Path] = []
     real = getattr(module, name)
