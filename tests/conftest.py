@@ -1,6 +1,7 @@
 """What every test shares. `core` is imported before anything imports MLX, so that OpenBLAS is in place."""
 
 import os
+import signal
 
 # Workers of one machine share its cores; a thread pool as large as the machine in each of them only makes them wait.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -12,3 +13,7 @@ from tests.compiler import put_header_first
 # Workers inherit it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     put_header_first()
+
+# A shell's background job ignores Ctrl-C, and every process that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
