@@ -172,7 +172,7 @@ def _unigram(model: SentencePieceModel) -> models.Unigram:
             score = len(text.encode("utf-8")) * most - 0.1
         elif kind != NORMAL:
             score = (len(text) + 1) * (min(least, 0.0) - 20)
-        vocabulary.append((text, float(f"{score:.9g}")))  # Nine digits are a float32, and survive a JSON file.
+        vocabulary.append((text, score))
     unknown = next(place for place, piece in enumerate(model.pieces) if piece.kind == UNKNOWN)
     return models.Unigram(vocabulary, unknown, model.byte_fallback)
 
@@ -191,10 +191,11 @@ def _bpe(model: SentencePieceModel, unknown: str) -> models.BPE:
 def merges_of(pieces: list[Piece]) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a third, best score first.
 
-    Pairs that make the same piece come longer left part first: in a run of equal characters SentencePiece merges from
-    the left, so what is left over, and shorter, stands on the right.
+    Pairs that make the same piece are equals to SentencePiece, which takes the leftmost in the text. Here one is
+    before the other, which matters only if they overlap (`aa a` and `a aa` in `aa a aa`); merging from the left leaves
+    no such place in any model tried.
     """
     known = {piece.text for piece in pieces if piece.kind == NORMAL}
     ranked = sorted((piece for piece in pieces if piece.kind == NORMAL), key=lambda piece: -piece.score)
-    pairs = ((text[:cut], text[cut:]) for text, _, _ in ranked for cut in range(len(text) - 1, 0, -1))
+    pairs = ((text[:cut], text[cut:]) for text, _, _ in ranked for cut in range(1, len(text)))
     return [(left, right) for left, right in pairs if left in known and right in known]

@@ -46,7 +46,7 @@ def texts():
     chance = random.Random(0)
     drawn = ["".join(chance.choices(BITS, k=chance.randint(1, 20))) for _ in range(600)]
     runs = [before + char * number + "ab" for char in "a= " for number in range(1, 24) for before in ("", "x", " ")]
-    return ["", " ", "  ", "\n", *drawn, *runs, *LINES[::10]]
+    return ["", " ", "  ", "\n", "\u0301x", *drawn, *runs, *LINES[::10]]
 
 
 @ALL
@@ -98,6 +98,8 @@ def test_the_hash_outlives_saving(name, tmp_path):
     tokenizer = Tokenizer.load(tmp_path)
     tokenizer.save(tmp_path)
     assert Tokenizer.load(tmp_path / "tokenizer.json").hash == tokenizer.hash
+    (tmp_path / "tokenizer.model").write_bytes(b"not looked at beside a tokenizer.json")
+    assert Tokenizer.load(tmp_path).hash == tokenizer.hash
 
 
 def test_transformers_and_mlx_lm_load_what_is_saved(tmp_path, monkeypatch):

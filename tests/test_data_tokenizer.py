@@ -175,16 +175,17 @@ def test_saving_and_loading_keeps_hash_roles_and_ids(tokenizer, tmp_path):
 
 
 def test_scores_of_any_precision_keep_the_hash_through_saving(tmp_path):
-    described = json.loads(unigram.backend.to_str())
-    exact = [[piece, score * (1 + rank * 1.7e-3)] for rank, (piece, score) in enumerate(described["model"]["vocab"])]
-    described["model"]["vocab"] = exact
-    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(described)), SPECIAL)
+    described = json.loads(unigram.backend.to_str())["model"]["vocab"]
+    exact = [(piece, score * (1 + rank * 1.7e-3)) for rank, (piece, score) in enumerate(described)]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(exact))
+    backend.add_special_tokens(list(SPECIAL.values()))
+    tokenizer, first = Tokenizer(backend, SPECIAL), backend.to_str()
     hashes = {tokenizer.hash}
     for _ in range(3):
         tokenizer.save(tmp_path)
         tokenizer = Tokenizer.load(tmp_path)
         hashes.add(tokenizer.hash)
-    assert json.loads(tokenizer.backend.to_str())["model"]["vocab"] != exact
+    assert tokenizer.backend.to_str() != first
     assert len(hashes) == 1
 
 
@@ -300,6 +301,10 @@ def test_an_existing_tokenizer_gives_its_ends_by_config_by_name_or_by_wish(tmp_p
     wished = FileTokenizerConfig(path=str(existing(tmp_path / "c", config) / "tokenizer.json"), bos="</s>", eos="<s>")
     assert (wished.build().bos_id, wished.build().eos_id) == (258, 257)
     assert wished.expected_vocab_size() == 259
+    assert wished.build().extra_special_tokens() == ["<|x|>"]
+    wished_too = wished.build()
+    wished_too.backend.add_tokens(["an ordinary one"])
+    assert wished_too.extra_special_tokens() == ["<|x|>"]
 
 
 def test_an_existing_tokenizer_without_ends_lists_its_special_tokens(tmp_path):

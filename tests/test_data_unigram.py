@@ -18,7 +18,7 @@ CORPUS = [
     "The cat sat on the mat, and it didn't move. The mat is where the cat sat. " * 8,
     "<|endoftext|> spelled out <|endoftext|> " * 6,
 ]
-SPECIAL = ["<|endoftext|>", "at", "\u0120the"]
+SPECIAL = ["<|endoftext|>", "endoftext", "\u0120the"]
 backend = train_unigram(CORPUS, 268, "llama3", SPECIAL)
 VOCABULARY = json.loads(backend.to_str())["model"]["vocab"]
 
@@ -46,7 +46,7 @@ def test_tokens_are_the_likeliest_pieces_of_each_word(text):
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_comes_back_and_no_special_token_in_it(text):
     backend.encode_special_tokens = True
-    for each in (text, *(text + token for token in SPECIAL)):
+    for each in (text, *(text + token for token in SPECIAL), text + "x the"):
         ids = backend.encode(each, add_special_tokens=False).ids
         assert backend.decode(ids, skip_special_tokens=False) == each
         assert min(ids, default=9) >= len(SPECIAL)
