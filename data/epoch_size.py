@@ -17,18 +17,22 @@ MAX_REMEMBERED = 100
 
 
 class EpochSize(NamedTuple):
-    """The first epoch of a mixture."""
+    """The first epoch of a mixture; by shares, as many tokens as there are in all sources."""
 
     num_rows: int
     num_pairs: int
 
 
-def measure_epoch(stream: RowStream) -> EpochSize:
-    """Plan the first epoch of the stream, or all of it if it ends before."""
+def measure_epoch(stream: RowStream, num_tokens: int) -> EpochSize:
+    """Plan the first epoch of the stream, or all of it if it ends before.
+
+    By shares a source may need many epochs' time for one pass, so `num_tokens`, what all sources hold, end one as well.
+    """
     num_rows = num_pairs = 0
     for opened in stream.windows():
         num_rows, num_pairs = num_rows + opened.rows.num_rows, num_pairs + int(opened.rows.sizes.sum())
-        if opened.after["epoch"]:
+        by_shares = opened.after["by"] != "epochs"
+        if opened.after["epoch"] or (by_shares and sum(opened.after["tokens"]) >= num_tokens):
             break
     return EpochSize(num_rows, num_pairs)
 

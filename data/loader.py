@@ -94,7 +94,9 @@ class Dataset:
             return EpochSize(0, 0)
         plain = self._mixture_config.model_copy(update={"stages": ()})
         key = f"{self.fingerprint}-{self.seed}"
-        return remembered(self._plan_cache, key, lambda: measure_epoch(self._stream(plain)))
+        return remembered(
+            self._plan_cache, key, lambda: measure_epoch(self._stream(plain), sum(self.store.train.num_tokens))
+        )
 
     def set_budget(self, budget: Budget) -> None:
         """What stages of the mixture refer to; to be called before `batches` where there are any in such units."""
@@ -106,7 +108,9 @@ class Dataset:
 
     def _mixture(self, config: MixtureConfig) -> Mixture:
         stored = self.store.train
-        columns = (self.source_names, self._weights, stored.num_documents, stored.num_tokens)
+        # A source of which all was held out or dropped has nothing to give; the others share.
+        weights = [weight if count else 0.0 for weight, count in zip(self._weights, stored.num_documents, strict=True)]
+        columns = (self.source_names, weights, stored.num_documents, stored.num_tokens)
         extents = [Extent(*values) for values in zip(*columns, strict=True)]
         return config.build(extents, stored.lengths, self.seed, self._budget)
 

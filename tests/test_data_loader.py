@@ -330,3 +330,17 @@ def test_what_does_not_fit_is_refused(store):
         dataset_over(store, fill_in_the_middle=with_fim()["fill_in_the_middle"])
     with pytest.raises(CheckpointError, match=r"\['epoch', 'row'\], expected .*another version"):
         next(dataset_over(store).batches(4, start={"row": 8, "epoch": 0}))
+
+
+def test_a_source_that_has_nothing_left_to_give_is_passed_over(tmp_path):
+    dataset = dataset_over(write_store(tmp_path / "gap", [[5] * 6, [], [3] * 4]))
+    assert dataset.num_train_tokens == 5 * 6 + 3 * 4
+    (_, state), *_ = take(dataset, 1)
+    assert state["tokens"][1] == 0
+
+
+def test_an_epoch_by_shares_is_as_much_as_there_is(tmp_path):
+    folder = write_store(tmp_path / "shares", [[5] * 300, [5] * 3])
+    weights = [0.01, 1.0]
+    dataset = dataset_over(folder, mixture=MixtureConfig(by="tokens", window_tokens=40), weights=weights)
+    assert 303 * 5 <= dataset.num_train_tokens <= 303 * 5 + 60

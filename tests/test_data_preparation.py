@@ -255,7 +255,7 @@ from data.file_sources import JSONLSourceConfig
 from tests.prepared_data import section
 folder = Path(sys.argv[1])
 data.preparation.cut_into_chunks = functools.partial(cut_into_chunks, max_bytes=2000)
-source = JSONLSourceConfig(path=str(folder / "corpus.jsonl"))
+source = JSONLSourceConfig(path=str(folder / "corpus.jsonl"), name="fables")
 config = section(folder, sources=(source,), deduplicate=DeduplicationConfig(near=NearConfig()))
 preparation = config.preparation(print, num_workers=2)
 print(preparation.shards(preparation.tokenizer()))
