@@ -1,6 +1,6 @@
-"""From text to batches: sources -> split -> tokenizer -> shards -> packing -> loader. NumPy only, knows no model.
+"""From text to batches: sources -> shards, prepared once; mixture -> rows -> batches. NumPy only, knows no model.
 
-The three tables name what a config's `type:` may say in the data section. To add a row: write the class, add a line.
+The four tables name what a config's `type:` may say in the data section. To add a row: write the class, add a line.
 """
 
 DATASETS = {"text": "data.text:TextDataConfig", "shards": "data.text:ShardsDataConfig"}

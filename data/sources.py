@@ -50,8 +50,8 @@ class SourceConfig(TypedSection):
     name: str | None = Field(default=None, min_length=1)
     """What mixtures, reports and logs call it; null: its path, dataset or type."""
     weight: float = Field(default=1.0, gt=0)
-    """How often its training documents come in an epoch. 2 is twice each; 2.5 adds a third time for that half of them
-    that a hash of the text chooses, the same half in every epoch; 0.5 keeps such a half."""
+    """How much of it: by `mixture.by`, how often its documents come in an epoch (2.5 is five passes in two epochs), or
+    its share of the tokens or documents."""
     max_documents: int | None = Field(default=None, gt=0)
     """Read no more than the first so many documents; null: all."""
     max_tokens: int | None = Field(default=None, gt=0)

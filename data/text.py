@@ -113,7 +113,8 @@ class TextDataConfig(PackedDataConfig):
 
     def find_problems(self) -> list[str]:
         """See `DataConfig.find_problems`."""
-        sections = (*self.sources, *self.validation_sources, self.tokenizer)
+        clean = () if self.clean is None else (self.clean,)
+        sections = (*self.sources, *self.validation_sources, *clean, *self.filters, self.tokenizer)
         return [problem for section in sections for problem in section.find_problems()]
 
     def preparation(
