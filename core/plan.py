@@ -29,6 +29,8 @@ from utils.errors import ConfigError
 from utils.memory import cache_bytes, format_bytes
 from utils.units import Duration, format_count
 
+POORLY_PACKED = 0.95
+
 
 class Periods(NamedTuple):
     """How often each periodic thing happens, in steps; None: never."""
@@ -268,6 +270,9 @@ def memory_rows(plan: Plan) -> list[tuple[str, str]]:
 def data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The corpus, from `Dataset.summary()`."""
     packed = f"{summary['rows_per_epoch']:,} rows, {summary['packed_fraction']:.2%} of their positions are text"
+    if summary["packed_fraction"] < POORLY_PACKED:
+        packed += "; data.packing={method: concat} fills them, a longer data.sequence_length wastes less"
+    names = ["mixture", *[""] * len(summary["mixture"])]
     return [
         (
             "training text",
@@ -280,6 +285,7 @@ def data_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("tokenizer", f"{summary['vocab_size']:,} tokens, {summary['bytes_per_token']:.2f} bytes per token"),
         ("packed rows", packed),
+        *zip(names, summary["mixture"], strict=False),
     ]
 
 

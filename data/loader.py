@@ -214,6 +214,7 @@ class Dataset:
             "validation_bytes": self.validation_bytes,
             "validation_tokens": sum(validation.num_tokens) - self.num_validation_documents,
             "vocab_size": self.tokenizer.vocab_size,
+            "mixture": self.mixture().describe() if len(self.source_names) > 1 and num_documents else [],
             "sources": [
                 {"name": name, "documents": documents, "tokens": tokens}
                 for name, documents, tokens in zip(*columns, strict=True)

@@ -203,3 +203,26 @@ def test_the_shapes_are_what_they_are_called() -> None:
     assert sizes["34m"] == 33_826_176
     assert round(sizes["124m"] / 1e6) == 124
     assert round(sizes["350m"] / 1e6) == 350
+
+
+@pytest.mark.parametrize("suite", ["tokenise", "duplicates", "loader"])
+def test_the_suites_of_data(capsys: pytest.CaptureFixture[str], suite: str) -> None:
+    rows, text = benchmark(capsys, suite, "--bars")
+    check_ok(rows)
+    by_suite = {
+        "tokenise": ["encode_batch", "shards"],
+        "duplicates": ["ours", "ours"],
+        "loader": ["1 worker", "0 workers", "2 workers"],
+    }
+    assert [row["variant"] for row in rows] == by_suite[suite]
+    if suite == "tokenise":
+        assert len({row["num_ids"] for row in rows}) == 1
+    assert "tokenise and shard" in text
+
+
+@pytest.mark.slow
+def test_the_preparation_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    rows, _ = benchmark(capsys, "prepare")
+    check_ok(rows)
+    assert rows[0]["peak_bytes"] > 5e7
+    assert rows[0]["planted_copies"] > 5

@@ -116,9 +116,8 @@ def open_subject(options: Any) -> Subject:
         raise ConfigError(f"data.type {config.data.type} builds a {type(dataset).__name__}, whose rows are not known")
     num_params, num_steps = count_steps(config, dataset)
     if not 1 <= options.step <= num_steps:
-        raise ConfigError(
-            f"--step {options.step}: the run has updates 1 to {num_steps:,}; training.duration=... makes it longer"
-        )
+        remedy = "; training.duration=... makes it longer" if options.step > num_steps else ""
+        raise ConfigError(f"--step {options.step}: the run has updates 1 to {num_steps:,}{remedy}")
     dataset.set_budget(Budget(num_params, num_steps * config.rows_per_batch * config.data.sequence_length))
     near = None if run is None else nearest(run, (options.step - 1) * config.rows_per_batch, dataset.fingerprint)
     return Subject(config, dataset, num_steps, near)

@@ -44,7 +44,14 @@ class RandomTokensConfig(DataConfig):
     def build(self, seed: int, tokenizer: Any = None, report: Any = print) -> Any:
         """As much of a `Dataset` as `build_parts` looks at."""
         tokenizer = SimpleNamespace(vocab_size=self.vocab_size)
-        return SimpleNamespace(tokenizer=tokenizer, rows_per_epoch=2**20, validation_bytes=0)
+        endless = SimpleNamespace(num_tokens=lambda: None)
+        return SimpleNamespace(
+            tokenizer=tokenizer,
+            rows_per_epoch=2**20,
+            validation_bytes=0,
+            set_budget=lambda budget: None,
+            mixture=lambda: endless,
+        )
 
     def expected_vocab_size(self) -> int | None:
         """Known from the start."""
