@@ -5,9 +5,17 @@ that frees early makes a peak lower than it is elsewhere, and none higher. So a 
 repetitions, while every repetition made has to keep the upper bound.
 """
 
+import gc
 from collections.abc import Callable
 
 import mlx.core as mx
+
+
+def held_bytes() -> int:
+    """What the counter holds without garbage: thousands of scalars are left of a trace, until Python looks for them."""
+    mx.synchronize()
+    gc.collect()
+    return mx.get_active_memory()
 
 
 def peak_of(work: Callable[[], None]) -> int:

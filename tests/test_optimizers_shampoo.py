@@ -1,7 +1,6 @@
 """Shampoo against float64 NumPy with eigenvalues, block by block; what happens before there are roots and when they
 fail; and that resuming between two refreshes changes nothing."""
 
-import gc
 import math
 from typing import Any
 
@@ -16,7 +15,7 @@ from optimizers.base import Optimizer
 from optimizers.enhanced_optimizers import AdamWConfig
 from optimizers.inverse_root import LARGEST_STACK
 from optimizers.shampoo import ShampooConfig
-from tests.memory_peaks import highest_peak, peak_of
+from tests.memory_peaks import held_bytes, highest_peak, peak_of
 from tests.shampoo_oracle import DECAY, RATE, Numbers, shampoo_oracle
 from tests.tiny_run import needs_compiler
 from utils.errors import ConfigError
@@ -338,8 +337,7 @@ def test_the_memory_that_is_planned_for(
     monkeypatch.setattr(inverse_root_module, "LARGEST_STACK", stack)
     monkeypatch.setattr(shampoo_module, "LARGEST_STACK", stack)
     config = ShampooConfig(block_size=size)
-    gc.collect()
-    others = mx.get_active_memory()
+    others = held_bytes()
     parameters = {name: mx.ones(shape) for name, shape in shapes.items()}
     gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
     optimizer = config.build(parameters)

@@ -1,7 +1,6 @@
 """SOAP against float64 NumPy, with new bases on the way; that order and sign of a basis change nothing; what happens to
 sides without a basis, broken statistics and zeros; resuming between two renewals; and memory."""
 
-import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from core.memory_plan import KERNELS_OF_UPDATE
 from optimizers import eigenbasis
 from optimizers.base import Optimizer
 from optimizers.soap import SOAPConfig, sides_of
-from tests.memory_peaks import highest_peak, peak_of
+from tests.memory_peaks import held_bytes, highest_peak, peak_of
 from tests.soap_oracle import BETAS, EPS, MATRIX_OF, SHAMPOO_BETA, soap_oracle
 from tests.tiny_run import needs_compiler
 from tests.update_oracles import (
@@ -333,7 +332,6 @@ def widths(num_layers: int, width: int, inner: int) -> dict[str, tuple[int, ...]
     [(widths(2, 256, 700), 1024), (widths(4, 192, 512), 256), (widths(6, 160, 320), 1024), (widths(1, 320, 640), 400)],
 )
 def test_an_update_and_a_refresh_hold_what_the_config_says(shapes: dict[str, tuple[int, ...]], max_dim: int) -> None:
-    gc.collect()
     config = SOAPConfig(max_preconditioner_dim=max_dim)
     parameters = {name: mx.ones(shape) for name, shape in shapes.items()}
     gradients = {name: mx.random.normal(shape) for name, shape in shapes.items()}
@@ -342,7 +340,7 @@ def test_an_update_and_a_refresh_hold_what_the_config_says(shapes: dict[str, tup
     mx.eval(gradients)
     parameters = step(gradients, parameters)
     mx.eval(parameters, optimizer.state)
-    held = mx.get_active_memory()
+    held = held_bytes()
 
     def update() -> None:
         nonlocal parameters
@@ -353,17 +351,17 @@ def test_an_update_and_a_refresh_hold_what_the_config_says(shapes: dict[str, tup
     ahead = min(weights, KERNELS_OF_UPDATE * weights // len(shapes))
     planned = held + ahead + config.update_bytes(shapes)
     assert planned == pytest.approx(highest_peak(lambda: peak_of(update), enough=planned / 1.15), rel=0.15)
+    held = held_bytes()
     refreshed = optimizer.refresh(10)
     mx.eval(refreshed)
-    counts = len(shapes) * 4
-    assert 0 <= mx.get_active_memory() - held - config.refresh_bytes(shapes) <= 20 * counts
+    assert 0 <= held_bytes() - held - config.refresh_bytes(shapes) <= 20 * len(shapes) * 4
 
 
 def test_a_refresh_beside_a_gpu_holds_all_it_is_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eigenbasis, "runs_alone", lambda: False)
     shapes: dict[str, tuple[int, ...]] = {f"layers.{number}.weight": (160, 160) for number in range(40)}
     optimizer = build(shapes)
-    held, promised = mx.get_active_memory(), SOAPConfig().renewal_bytes(shapes, on_cpu=False)
+    held, promised = held_bytes(), SOAPConfig().renewal_bytes(shapes, on_cpu=False)
     # Whether the matrices are still there when their stack is made is a matter of time.
     peak = highest_peak(lambda: peak_of(lambda: mx.eval(optimizer.refresh(10))) - held, enough=0.7 * promised)
     assert 0.7 < peak / promised < 1.05
