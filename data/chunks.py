@@ -9,7 +9,7 @@ whose zip container checks every array it gives out. To store more of a document
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,6 +188,11 @@ def _load(path: Path, *names: str) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in names}
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged ({error}); delete {path.parent} and prepare again") from error
+
+
+def num_bytes_of(paths: Iterable[Path]) -> int:
+    """Bytes of these files: what progress through chunks is counted in."""
+    return sum(path.stat().st_size for path in paths)
 
 
 def list_chunks(folder: Path, name: str) -> list[Path]:

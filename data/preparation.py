@@ -164,6 +164,7 @@ class Preparation:
             raise DataError("no training document remains to train a tokenizer on; check data.sources")
         num_bytes = sum(len(text.encode("utf-8")) for text in texts)
         self.report(f"training the tokenizer on {num_bytes / 1e6:.1f} MB of {len(texts):,} documents")
+        self.progress("training the tokenizer", num_bytes, None)
         tokenizer = self.config.tokenizer.build(texts)
         asked = self.config.tokenizer.expected_vocab_size()
         if asked and tokenizer.vocab_size < asked:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data.cache import Report
-from data.chunks import open_chunk
+from data.chunks import num_bytes_of, open_chunk
 from data.deduplication import KEEP
 from data.progress import Progress
 from data.shard_file import HEADER_BYTES, checksum, write_shard
@@ -49,7 +49,7 @@ class ShardWriter:
         `max_tokens` ends the source before the document that would take it past so many tokens.
         """
         rows: list[dict[str, Any]] = []
-        num_tokens = done = 0
+        num_tokens, done, total = 0, 0, num_bytes_of(chunks)
         for number, path in enumerate(chunks):
             chunk, file = open_chunk(path), f"train/{source:02}-{number:05}.shard"
             chosen = np.flatnonzero(verdicts[number] == KEEP)
@@ -61,8 +61,8 @@ class ShardWriter:
                 sizes = np.diff(chunk.offsets)[chosen[:num_written]]
                 rows.append(row | {"text_bytes": int(sizes.sum())})
                 num_tokens += row["tokens"]
-            done += int(chunk.offsets[-1])
-            self.progress(f"tokenising {name}", done, None)
+            done += path.stat().st_size
+            self.progress(f"tokenising {name}", done, total)
             if num_written < len(chosen):
                 return rows
         return rows

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.cache import Report
-from data.chunks import NUM_SAMPLES, SAMPLE_CHARACTERS, Chunk, open_chunk, write_arrays
+from data.chunks import NUM_SAMPLES, SAMPLE_CHARACTERS, Chunk, num_bytes_of, open_chunk, write_arrays
 from data.deduplication import EXACT, KEEP, LEAKED, NEAR, DeduplicationConfig, Duplicates, Fingerprints
 from data.progress import Progress
 from data.split import Split
@@ -54,13 +54,13 @@ def judge(
     with _index(config, folder, report) as duplicates:
         held_out = _held_out(chunks, validation_chunks, split)
         copies = _copies_within(held_out, split, duplicates) if duplicates else set()
-        verdicts, done = [], 0
+        verdicts, done, total = [], 0, num_bytes_of(chunks)
         for path in chunks:
             chunk = open_chunk(path)
             verdicts.append(_judge_chunk(chunk, split, duplicates))
             _keep_samples(chunk, verdicts[-1], samples)
-            done += int(chunk.offsets[-1])
-            progress("looking for copies" if duplicates else "splitting", done, None)
+            done += path.stat().st_size
+            progress("looking for copies" if duplicates else "splitting", done, total)
     validation = [text for text_hash, text in split.validation if text_hash not in copies]
     return Judged(verdicts, validation, samples)
 
