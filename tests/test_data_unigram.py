@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.tokenizer import UnigramTokenizerConfig
 from data.tokenizer_files import byte_characters
-from data.unigram import settle, train_unigram
+from data.unigram import count_words, settle, train_unigram
 
 CORPUS = [
     "def walk(self):\n    return [item for item in self.items if item > 12345]\n" * 5,
@@ -59,6 +59,18 @@ def test_the_vocabulary_holds_all_bytes_and_no_more_than_was_asked_for():
     scores = [score for _, score in VOCABULARY[len(SPECIAL) :]]
     assert scores == sorted(scores, reverse=True)
     assert any(len(piece) > 2 for piece, _ in VOCABULARY[len(SPECIAL) :])
+
+
+def test_a_frequent_word_that_begins_no_other_becomes_a_piece():
+    texts = ["alpha xylophone beta gamma delta\nxylophone " * 50, "alpine betray gamble deltoid xyzzy " * 3]
+    pieces = json.loads(train_unigram(texts, 300, "llama3", []).to_str())["model"]["vocab"]
+    assert "\u0120xylophone" in dict(pieces)
+    assert not any("\x01" in piece for piece, _ in pieces)
+
+
+def test_words_are_counted_as_the_pattern_cuts_them():
+    counts = {"a": 2, "b": 1, "\u0120": 1, "\u0120a": 2, "\u0120b": 1, "\u010a": 2}
+    assert count_words(["a  b a\n\nb a", "a"], "gpt2") == counts
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["a"], ["tiny"]])
