@@ -18,6 +18,7 @@ from data.inspection import (
     asked_of,
     follow,
     inspect_batch,
+    stored_tokens,
     survey,
 )
 from data.loader import Dataset
@@ -256,6 +257,21 @@ def test_what_is_asked_of_a_batch_follows_the_stages(tmp_path: Path) -> None:
     tokens = np.multiply(dataset.store.train.num_tokens, [2, 1])
     asked = asked_of(by_epochs, inspect_batch(by_epochs, 2, 5))
     np.testing.assert_allclose(asked, tokens / tokens.sum())
+
+
+def test_what_the_loss_does_not_count_is_no_token_of_its_source(tmp_path: Path) -> None:
+    inspected = inspect_batch(dataset_over(write_store(tmp_path, [[15], [15]]), row_length=16), 2, 0)
+    assert inspected.counted(2) == [15, 15]
+    row = next(row for row, pieces in enumerate(inspected.pieces) if pieces[0].source == 1)
+    inspected.batch.weights[row, 3:7] = 0
+    assert inspected.counted(2) == [15, 11]
+
+
+def test_a_mixture_counts_a_token_more_for_each_document_than_there_are_pairs(tmp_path: Path) -> None:
+    dataset = dataset_over(write_store(tmp_path, [*SOURCES, []]))
+    epoch = dataset.state_at(dataset.rows_per_epoch)["tokens"]
+    assert stored_tokens(dataset, epoch) == pytest.approx(sum(dataset.store.train.num_tokens))
+    assert stored_tokens(dataset, [sum(SOURCES[0]), 0, 0]) == pytest.approx(sum(SOURCES[0]) + len(SOURCES[0]))
 
 
 def test_positions_follow_each_other_as_one_by_one(tmp_path: Path) -> None:
