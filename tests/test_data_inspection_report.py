@@ -39,6 +39,14 @@ def test_special_tokens_are_not_taken_for_text_that_spells_them() -> None:
     assert spell(written, ids) == f"{end}say <|endoftext|>{end}\u00ab5000?\u00bb"
 
 
+def test_a_token_that_was_added_but_is_not_special_is_text() -> None:
+    written = BPETokenizerConfig(vocab_size=300).build(["some words and more words"])
+    written.backend.add_tokens(["emoticon"])
+    number = written.backend.token_to_id("emoticon")
+    assert number is not None
+    assert spell(written, [number]) == "emoticon"
+
+
 @given(st.text(max_size=40), st.integers(9, 30))
 def test_long_text_keeps_both_ends(text: str, most: int) -> None:
     short = shorten(text, most)

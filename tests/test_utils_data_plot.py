@@ -73,6 +73,12 @@ def test_lengths_are_drawn_from_the_first_source_on_top_to_the_last() -> None:
     assert axes.texts[0].get_text() == "row: 4"
 
 
+def test_the_bar_is_at_the_median() -> None:
+    axes = axes_of()
+    draw_lengths(axes, picture_of(1, lengths=[(np.array([2, 4, 8]), np.array([5, 6, 1]))]))
+    assert float(axes.lines[0].get_xdata()[0]) == 4.0
+
+
 def test_every_length_falls_into_a_bin_of_at_least_a_token() -> None:
     for low, high in ((2, 2), (2, 9), (5, 100_000), (300, 301)):
         edges = bins_of(low, high)
