@@ -59,7 +59,7 @@ class Bar:
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> None:
     """Prepare, or only download or verify. Raises ConfigError or DataError."""
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_intermixed_args(arguments)
     bar = Bar(console or Console(highlight=False))
     data = load(Path(options.config), options.settings).data
     if not isinstance(data, TextDataConfig):
