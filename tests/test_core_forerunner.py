@@ -134,7 +134,9 @@ def test_the_smallest_file_means_what_its_program_did() -> None:
     assert model.attention.type == "auto"
     data = dump(config.data)
     assert data["sources"][0]["type"] == "text"
-    assert data["tokenizer"] == {"type": "bytes", "special_tokens": {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>"}}
+    new_ones = {"chat_tokens": False, "fim_tokens": False, "reserved_tokens": 0}
+    special = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>"}
+    assert data["tokenizer"] == {"type": "bytes", "special_tokens": special, **new_ones}
     assert (data["validation_fraction"], data["validation_sources"], config.evaluation.every) == (0.0, [], None)
     assert str(config.training.duration) == "1 epochs"
     assert (config.training.gradient_clip, config.training.precision) == (None, "auto")

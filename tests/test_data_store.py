@@ -193,7 +193,8 @@ def write_many(folder, num_documents, per_shard=2000):
     return folder
 
 
-def test_memory_does_not_grow_with_the_corpus(tmp_path):
+def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.shard_file.BLOCK_BYTES", 1 << 12)  # How many threads hold a block is a matter of time.
     peaks = []
     for name, num_documents in (("warm", 4_000), ("few", 4_000), ("many", 40_000)):
         folder = write_many(tmp_path / name, num_documents)
