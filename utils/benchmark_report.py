@@ -67,6 +67,11 @@ class Outcome(NamedTuple):
         """The most over the rounds; None where it was not measured."""
         return max((value for value in self.column(key) if value is not None), default=None)
 
+    def worst(self, key: str, relation: str) -> float | None:
+        """Of the rounds, or the worker's fact of that name, the value that meets a bar least; None without any."""
+        values = [value for value in (*self.column(key), self.facts.get(key)) if value is not None]
+        return (max if relation == "<=" else min)(values, default=None)
+
 
 class Plan(NamedTuple):
     """How everything is measured."""
@@ -87,7 +92,7 @@ class Bar(NamedTuple):
     over: str
     """Variant above the line, ..."""
     under: str | None
-    """... and below it; None: the largest value of `over` itself."""
+    """... and below it; None: the worst value of `over` itself."""
     relation: str
     """`>=` or `<=`"""
     limit: float
@@ -98,7 +103,7 @@ class Bar(NamedTuple):
             return None
         over = outcomes[self.over]
         if self.under is None:
-            return over.largest(self.key)
+            return over.worst(self.key, self.relation)
         return paired_ratio(over.column(self.key), outcomes[self.under].column(self.key))
 
 

@@ -1,7 +1,7 @@
 """Packages that only some features need: imported where they are used, and missed by a line that says what to install.
 
-To make another package optional, add it to an extra in `pyproject.toml` and call `optional` in the one function that uses
-it.
+To make another package optional, add it to an extra in `pyproject.toml` and call `optional` in the one function that
+uses it.
 """
 
 import importlib

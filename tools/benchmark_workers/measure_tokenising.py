@@ -1,8 +1,9 @@
 """A worker of tools/benchmark.py: text to tokens on all cores, `tokenizers` alone or all the way into shards.
 
 The text is the standard library's, the tokenizer trained on a part of it. "encode": `encode_batch` of the tokenizers
-package on the whole text at once, its ids left where they are. "shards": reading chunks of the same text back from
-disk, tokens with bos and eos, checksummed shard files. Both get the same documents.
+package on the whole text at once, its ids left where they are; "encode_fast": the same without places in the text.
+"shards": reading chunks of the same text back from disk, tokens with bos and eos, checksummed shard files. All get the
+same documents.
 """
 
 import tempfile
@@ -25,7 +26,7 @@ def silent(*arguments: object) -> None:
 
 
 def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
-    """`kind`: encode or shards; `max_documents` of the library are used; the rest of a spec is ignored."""
+    """`kind`: encode, encode_fast or shards; `max_documents` of the library are used; the rest of a spec is ignored."""
     source = StdlibSourceConfig(max_documents=spec["max_documents"])
     texts = [text for text, _ in source.documents(report=silent)]
     tokenizer = BPETokenizerConfig(vocab_size=spec["vocab_size"]).build(texts[::8])
@@ -35,12 +36,14 @@ def prepare(spec: Row) -> tuple[Row, Callable[[], Row]]:
     chunks = [treat(raw, Treatment(None, (), None)) for raw in raws]
     verdicts = [np.full(len(open_chunk(path).hashes), KEEP, np.uint8) for path in chunks]
 
+    backend = tokenizer.backend
+    encode = backend.encode_batch if spec["kind"] == "encode" else backend.encode_batch_fast
     facts: Row = {"text_bytes": num_bytes, "num_documents": len(texts)}
 
     def run() -> Row:
         start = time.perf_counter()
-        if spec["kind"] == "encode":
-            encoded = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
+        if spec["kind"] != "shards":
+            encoded = encode(texts, add_special_tokens=False)
             seconds = time.perf_counter() - start
             facts["num_ids"] = sum(len(each.ids) for each in encoded)
             return {"seconds": seconds}
