@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ CHECKED_BYTES = 256_000_000
 NUM_CHECKERS = min(4, os.cpu_count() or 1)
 SMALLEST_DOCUMENT = 2
 """Tokens: bos and eos."""
+MANIFEST_KEYS = {"tokenizer_hash": str, "vocab_size": int, "sources": list, "shards": dict, "validation_text": dict}
+FILE_KEYS = {"bytes": int, "crc32": str}
+SHARD_KEYS = {"file": str, "source": int, "documents": int, "tokens": int, "text_bytes": int, **FILE_KEYS}
+KIND_NAMES = {str: "text", int: "a whole number of 0 or more", list: "a list", dict: "a mapping"}
 
 
 class StoredDocuments:
@@ -206,8 +210,8 @@ class Store:
 def open_store(folder: Path, tokenizer_hash: str | None = None) -> Store:
     """Open a folder of prepared data.
 
-    Raises DataError when it is not one, when it was made with another tokenizer than that of `tokenizer_hash`, or when
-    a file is missing or cut short.
+    Raises DataError when it is not one or its manifest was damaged, when it was made with another tokenizer than that
+    of `tokenizer_hash`, or when a file is missing or cut short.
     """
     manifest = _read_manifest(folder)
     if tokenizer_hash is not None and manifest["tokenizer_hash"] != tokenizer_hash:
@@ -216,10 +220,7 @@ def open_store(folder: Path, tokenizer_hash: str | None = None) -> Store:
             f"{tokenizer_hash[:12]}; use the tokenizer the data was prepared with, or delete the folder to have it "
             "prepared again"
         )
-    try:
-        store = Store(folder, manifest)
-    except (KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{folder / 'manifest.json'}: incomplete ({error!r}); prepare the data again") from error
+    store = Store(folder, manifest)
     store.check_sizes()
     return store
 
@@ -233,4 +234,30 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: unreadable ({error}); prepare the data again") from error
     if version != FORMAT:
         raise DataError(f"{path}: format {version}, this program reads {FORMAT}; prepare the data again")
+    if fault := next(_faults(manifest), None):
+        raise DataError(f"{path}: {fault}; prepare the data again")
     return manifest
+
+
+def _faults(manifest: dict[str, Any]) -> Iterator[str]:
+    """What is missing or wrong in a manifest. Only the first is meaningful: what comes later relies on it."""
+    yield from _misfits("", manifest, MANIFEST_KEYS)
+    yield from _misfits("validation_text.", manifest["validation_text"], FILE_KEYS)
+    yield from _misfits("shards.", manifest["shards"], {"train": list, "validation": list})
+    names = manifest["sources"]
+    yield from _misfits("sources.", dict(enumerate(names)), dict.fromkeys(range(len(names)), str))
+    for split in ("train", "validation"):
+        rows = manifest["shards"][split]
+        yield from _misfits(f"shards.{split}.", dict(enumerate(rows)), dict.fromkeys(range(len(rows)), dict))
+        for number, row in enumerate(rows):
+            yield from _misfits(f"shards.{split}.{number}.", row, SHARD_KEYS)
+            if row["source"] >= len(names):
+                yield f"shards.{split}.{number}.source is {row['source']}, there are {len(names)} sources"
+
+
+def _misfits(where: str, facts: dict[Any, Any], keys: Mapping[Any, type]) -> Iterator[str]:
+    for key, kind in keys.items():
+        if key not in facts:
+            yield f"{where}{key} is missing"
+        elif type(facts[key]) is not kind or (kind is int and facts[key] < 0):
+            yield f"{where}{key} is {str(facts[key])[:80]!r}, expected {KIND_NAMES[kind]}"

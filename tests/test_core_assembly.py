@@ -1,6 +1,7 @@
 """Parts of a run: where vocabulary, weights and tokenizer come from; what a checkpoint puts back; averaged weights."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from core.assembly import (
     Progress,
     build_parts,
     complete_model_config,
+    refuse_too_little_data,
     restore,
     set_recomputation,
     take_snapshot,
@@ -25,9 +27,10 @@ from core.evaluation import number
 from core.gradients import leaves
 from core.run import run_folder
 from core.training import average, make_step, to_micro_batches
+from data.mixture import Budget
 from distributed.group import SingleConfig
 from models.weights import save_weights
-from tests.tiny_run import quiet_train, tiny_config, write_corpus
+from tests.tiny_run import metric_rows, quiet_train, tiny_config, write_corpus, write_sources
 from utils.errors import BackendError, CheckpointError, ConfigError, DataError
 
 
@@ -269,3 +272,49 @@ def test_a_run_gives_mlx_the_limit_it_was_planned_for(tmp_path: Path, monkeypatc
     monkeypatch.setattr("core.training.set_limits", lambda limit, *_: limits.append(limit))
     quiet_train(tiny_config(tmp_path, training={"memory_limit": "300M", "duration": "3 steps"}))
     assert limits == [300_000_000]
+
+
+def mixed_config(folder: Path, duration: str, **mixture: Any) -> Config:
+    """Sources a and b by tokens in small windows."""
+    data = {"sources": write_sources(folder, a=1, b=1), "mixture": {"by": "tokens", "window_tokens": 300, **mixture}}
+    return tiny_config(folder, data=data, training={"duration": duration}, evaluation={"every": None})
+
+
+def test_stages_in_units_of_the_run_give_the_shares_asked_for(tmp_path: Path) -> None:
+    """0.04 tokens per parameter of a, half the run of b, the rest three of a to one of b."""
+    stages = [
+        {"tokens": "0.04 tokens_per_param", "weights": {"a": 1}},
+        {"tokens": "50 %", "weights": {"b": 1}},
+        {"weights": {"a": 3, "b": 1}},
+    ]
+    config = mixed_config(tmp_path, "20 steps", stages=stages)
+    parts = parts_of(config)
+    first, second = (stage.end for stage in parts.dataset.mixture().stages[:2])
+    num_params = sum(array.size for array in leaves(parts.model.parameters()))
+    assert (first, second - first) == (math.ceil(0.04 * num_params), 20 * 8 * 32 // 2)
+    quiet_train(config)
+    shares = [row["data/share/a"] for row in metric_rows(run_folder(config)) if "data/share/a" in row]
+    per_step = 8 * 32
+    from_a, from_b = first // per_step, first // per_step + 2
+    assert shares[: from_a - 1] == [1] * (from_a - 1)
+    assert shares[from_b : second // per_step - 2] == [0] * (second // per_step - 2 - from_b)
+    assert np.mean(shares[second // per_step + 2 :]) == pytest.approx(3 / 4, abs=0.08)
+
+
+def test_sources_that_stop_long_before_the_run_ends_are_refused(tmp_path: Path) -> None:
+    config = mixed_config(tmp_path, "1000 steps", exhausted="stop")
+    with pytest.raises(ConfigError, match=r"the sources hold .* tokens and stop .*the run wants 256k: shorten"):
+        quiet_train(config)
+    assert not run_folder(config).exists()
+    repeating = mixed_config(tmp_path, "1000 steps", exhausted="repeat")
+    assert parts_of(repeating).plan.total_steps == 1000
+
+
+def test_a_run_a_tenth_longer_than_its_sources_passes(tmp_path: Path) -> None:
+    mixture = parts_of(mixed_config(tmp_path, "3 steps", exhausted="stop")).dataset.mixture()
+    held = mixture.num_tokens()
+    assert held is not None
+    refuse_too_little_data(mixture, Budget(1, int(held / 0.9)))
+    refuse_too_little_data(mixture, Budget(1, None))
+    with pytest.raises(ConfigError, match=r"data\.mixture\.exhausted"):
+        refuse_too_little_data(mixture, Budget(1, int(held / 0.9) + 2))

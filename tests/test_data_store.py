@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import data.store
 from data.shard_file import write_shard
 from data.store import groups_of, open_store
+from data.text import ShardsDataConfig
 from tests.stored_documents import dataset_over, tokenizer, write_store
 from utils.errors import DataError
 
@@ -151,7 +152,7 @@ def test_a_manifest_that_is_none(folder):
     manifest = json.loads(path.read_text())
     for content, message in (
         (manifest | {"format": 1}, "format 1, this program reads 2"),
-        ({"format": 2, "tokenizer_hash": ""}, r"manifest\.json: incomplete \(KeyError"),
+        ({"format": 2, "tokenizer_hash": ""}, r"manifest\.json: vocab_size is missing"),
         ([], r"manifest\.json: unreadable"),
     ):
         path.write_text(json.dumps(content))
@@ -160,6 +161,74 @@ def test_a_manifest_that_is_none(folder):
     path.unlink()
     with pytest.raises(DataError, match=r"manifest\.json: unreadable .*No such file"):
         open_store(folder)
+
+
+MANIFEST_KEYS = ("tokenizer_hash", "vocab_size", "sources", "shards", "validation_text")
+SHARD_KEYS = ("file", "source", "documents", "tokens", "text_bytes", "bytes", "crc32")
+KEYS = [
+    *((key,) for key in MANIFEST_KEYS),
+    *(("validation_text", key) for key in ("bytes", "crc32")),
+    *(("shards", split) for split in ("train", "validation")),
+    *(("shards", "train", 1, key) for key in SHARD_KEYS),
+    ("shards", "validation", 0, "crc32"),
+]
+
+
+def edit(folder, keys, value=None):
+    """Another value at a place of the manifest, or none."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    at = manifest
+    for key in keys[:-1]:
+        at = at[key]
+    if value is None:
+        del at[keys[-1]]
+    else:
+        at[keys[-1]] = value
+    path.write_text(json.dumps(manifest))
+
+
+def refusal(folder, tokenizer_hash=None):
+    """The one line with which the folder is refused."""
+    with pytest.raises(DataError) as caught:
+        open_store(folder, tokenizer_hash)
+    (line,) = caught.value.problems
+    assert line.startswith(f"{folder / 'manifest.json'}: ")
+    assert line.endswith("; prepare the data again")
+    return line
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=lambda keys: ".".join(map(str, keys)))
+def test_a_key_of_the_manifest_that_is_missing_or_of_another_kind(written, tmp_path, keys):
+    name = ".".join(map(str, keys))
+    for value, message in ((None, f"{name} is missing"), (1.5, f"{name} is '1.5', expected ")):
+        edit(folder := shutil.copytree(written, tmp_path / str(value)), keys, value)
+        for tokenizer_hash in (None, "abc"):
+            assert message in refusal(folder, tokenizer_hash)
+        assert message in ShardsDataConfig(path=str(folder)).find_problems()[0]
+        assert ShardsDataConfig(path=str(folder)).expected_vocab_size() is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("shards", "train", 0, "source"), 7, "shards.train.0.source is 7, there are 4 sources"),
+        (("shards", "validation", 0, "source"), 4, "shards.validation.0.source is 4, there are 4 sources"),
+        (("shards", "train", 0, "source"), -1, "shards.train.0.source is '-1', expected a whole number of 0 or more"),
+        (("shards", "train", 0, "documents"), True, "shards.train.0.documents is 'True', expected a whole number"),
+        (("shards", "train", 2), [], r"shards.train.2 is '[]', expected a mapping"),
+        (("sources", 1), 3, "sources.1 is '3', expected text"),
+        (("sources",), "abcd", "sources is 'abcd', expected a list"),
+    ],
+)
+def test_a_manifest_with_wrong_values(folder, keys, value, message):
+    edit(folder, keys, value)
+    assert message in refusal(folder)
+
+
+def test_the_last_source_may_have_shards(folder):
+    edit(folder, ("shards", "validation", 0, "source"), 3)
+    assert open_store(folder).validation.num_documents == [1, 0, 0, 3]
 
 
 def test_maps_are_closed_and_checks_are_spread(store, monkeypatch):

@@ -41,14 +41,23 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def write_corpus(path: Path, num_documents: int = 80, seed: int = 0) -> Path:
-    """JSON lines of made-up sentences, lengths between a word and a few hundred."""
+def write_corpus(path: Path, num_documents: int = 80, seed: int = 0, most_words: int = 120) -> Path:
+    """JSON lines of made-up sentences, of one to `most_words` words."""
     random_words = random.Random(seed)
     with path.open("w", encoding="utf-8") as file:
         for _ in range(num_documents):
-            words = random_words.choices(WORDS, k=random_words.randint(1, 120))
+            words = random_words.choices(WORDS, k=random_words.randint(1, most_words))
             file.write(json.dumps({"text": " ".join(words)}) + "\n")
     return path
+
+
+def write_sources(folder: Path, num_documents: int = 80, **weights: float) -> list[dict[str, Any]]:
+    """`data.sources` of different corpora, one for each name."""
+    sources = []
+    for seed, (name, weight) in enumerate(weights.items(), start=1):
+        path = write_corpus(folder / f"{name}.jsonl", num_documents, seed, most_words=12)
+        sources.append({"type": "jsonl", "name": name, "path": str(path), "weight": weight})
+    return sources
 
 
 def tiny_values(folder: Path) -> dict[str, Any]:
