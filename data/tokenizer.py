@@ -22,9 +22,8 @@ from data.encoding import PART_CHARACTERS, encode_in_groups, join_groups, surrou
 from data.special_tokens import special_list, special_names, special_roles
 from data.tokenizer_files import (
     PATTERNS,
-    can_be_cut,
     could_be_text,
-    cut_text,
+    cutter_of,
     new_byte_level,
     read_tokenizer,
     train_bpe,
@@ -49,7 +48,7 @@ class Tokenizer:
         self.special_tokens = {"bos": special_tokens["eos"], **special_tokens}
         self.bos_id = self.special_id("bos")
         self.eos_id = self.special_id("eos")
-        self._can_be_cut = can_be_cut(backend)
+        self._cut = cutter_of(backend)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @functools.cached_property
@@ -112,7 +111,7 @@ class Tokenizer:
         return surround(ids, np.diff(ends), self.bos_id, self.eos_id)
 
     def _parts(self, texts: Sequence[str], part_size: int) -> list[list[str]]:
-        return [cut_text(text, part_size) if self._can_be_cut else [text] for text in texts]
+        return [self._cut(text, part_size) for text in texts]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids; bytes that are no whole character become U+FFFD."""

@@ -6,12 +6,13 @@ these. They run as a `Split` before a `ByteLevel` that does not split again. To 
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from data.encoding import PART_CHARACTERS
 from data.sentencepiece_backend import read_sentencepiece
 from data.special_tokens import read_json
 from utils.errors import DataError
@@ -22,6 +23,11 @@ PATTERNS = {
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
+# Kana and Han as far as every Unicode version calls them letters; behind a letter, what is surely none.
+WORD_END = re.compile(
+    LINE_BREAK.pattern + r"|(?<=\S)(?= )|(?<=[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5])"
+    r"(?=[!-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1f])"
+)
 
 
 def byte_characters() -> list[str]:
@@ -42,7 +48,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, pattern: str, special_token
         initial_alphabet=byte_characters(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(cut_texts(texts), trainer)
     return backend
 
 
@@ -53,22 +59,66 @@ def pretokenizer_of(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 
 def can_be_cut(backend: tokenizers.Tokenizer) -> bool:
-    """Whether the tokens of a text are those of the parts `cut_text` gives: so it is with our patterns."""
+    """Whether the tokens of a text are those of the parts `cut_text` gives: so it is with our patterns.
+
+    Unless tokens that are not special were added: they are looked for before any pattern, and may hold a space.
+    """
     ours = {bytes(pretokenizer_of(pattern).__getstate__()) for pattern in PATTERNS.values()}
     given = backend.pre_tokenizer
-    return backend.normalizer is None and given is not None and bytes(given.__getstate__()) in ours
+    if backend.normalizer is not None or given is None or bytes(given.__getstate__()) not in ours:
+        return False
+    return all(token.special for token in backend.get_added_tokens_decoder().values())
+
+
+def is_plain_bytes(backend: tokenizers.Tokenizer) -> bool:
+    """Whether every byte is a token and nothing else is, so that words make no difference."""
+    model = backend.model
+    if not can_be_cut(backend) or not isinstance(model, models.BPE) or model.continuing_subword_prefix:
+        return False
+    if model.end_of_word_suffix or backend.get_vocab_size(with_added_tokens=False) != len(byte_characters()):
+        return False
+    return backend.get_vocab(with_added_tokens=False).keys() == set(byte_characters())
+
+
+def cutter_of(backend: tokenizers.Tokenizer) -> Callable[[str, int], list[str]]:
+    """How a text can be cut into parts of about so many characters, so that its tokens are those of the parts."""
+    if is_plain_bytes(backend):
+        return cut_anywhere
+    return cut_text if can_be_cut(backend) else leave_whole
+
+
+def leave_whole(text: str, part_size: int) -> list[str]:
+    """One part."""
+    return [text]
+
+
+def cut_anywhere(text: str, part_size: int) -> list[str]:
+    """Parts of `part_size` characters and a rest."""
+    return [text[start : start + part_size] for start in range(0, len(text), part_size)] or [text]
 
 
 def cut_text(text: str, part_size: int) -> list[str]:
     """Parts of at least `part_size` characters, cut behind a newline between two characters that are no space.
 
-    No word of our patterns reaches over such a place, and none looks ahead over it.
+    Where an eighth more has no such newline, the end of a word does: before a space behind something else, or before
+    punctuation or a digit behind a letter. No word of our patterns reaches over such a place, and none looks ahead
+    over it: only white space looks ahead. What has no place at all (10 MB of one letter, or of spaces) stays whole,
+    and takes 120 bytes of memory for each of its own.
     """
     parts, start = [], 0
-    while cut := LINE_BREAK.search(text, start + part_size):
+    while cut := _find_cut(text, start + part_size, part_size // 8):
         parts.append(text[start : cut.end()])
         start = cut.end()
     return [*parts, text[start:]]
+
+
+def _find_cut(text: str, start: int, slack: int) -> re.Match[str] | None:
+    return LINE_BREAK.search(text, start, start + slack) or WORD_END.search(text, start + slack)
+
+
+def cut_texts(texts: Iterable[str]) -> Iterator[str]:
+    """The parts of all texts, for trainers: the words are the same, and no text is too long for their memory."""
+    return (part for text in texts for part in cut_text(text, PART_CHARACTERS))
 
 
 def new_byte_level(special_tokens: list[str]) -> tokenizers.Tokenizer:

@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.tokenizer_files import PATTERNS, byte_characters, cut_text, pretokenizer_of
+from data.tokenizer_files import PATTERNS, byte_characters, cut_texts, pretokenizer_of
 
 SCORE_DIGITS = 6
 NUM_SUB_ITERATIONS = 8
 """Steps of expectation maximisation before each pruning; the package's 2 give 7 % fewer bytes per token."""
 END_MARK = "\x01"
-PART_CHARACTERS = 100_000
 WORDS_AT_ONCE = 10_000
 PENALTY_STEP = 1e-4
 """The trainer scores the bytes it did not keep min, min + 1e-4, min + 2e-4, ... in the order of a hash table."""
@@ -58,7 +57,7 @@ def count_words(texts: Iterable[str], pattern: str) -> dict[str, int]:
     """How often each word of the pattern occurs; its bytes are written as `byte_characters`, so it holds no space."""
     pretokenizer = pretokenizer_of(PATTERNS[pattern])
     counts: Counter[str] = Counter()
-    for part in (part for text in texts for part in cut_text(text, PART_CHARACTERS)):
+    for part in cut_texts(texts):
         counts.update(word for word, _ in pretokenizer.pre_tokenize_str(part))
     return counts
 

@@ -142,6 +142,8 @@ def test_what_is_missing_is_told(folder):
     (folder / "broken.model").write_bytes(b"\xff" * 20)
     with pytest.raises(DataError, match=r"broken\.model: not a SentencePiece model"):
         run(folder, OURS, "--compare", "broken.model")
+    with pytest.raises(ConfigError, match=r"config\.yaml: data\.type is shards; a tokenizer is trained on text only"):
+        run(folder, f"data: {{type: shards, path: {folder}}}")
     (folder / "file").touch()
     with pytest.raises(DataError, match=r"cannot write the tokenizer to file/x: .*--out"):
         run(folder, OURS, "--out", "file/x")

@@ -22,7 +22,7 @@ from data.text import TextDataConfig
 from data.tokenizer import Tokenizer
 from data.tokenizer_files import read_tokenizer
 from utils.cli import Parser, run_command
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.yaml_file import read_yaml, value_of
 
 DEFAULT_OUT = "tokenizer"
@@ -92,7 +92,9 @@ def read_recipe(path: Path) -> tuple[TextDataConfig, Path]:
     if is_tokenizer_config(root):
         recipe: dict[str, Any] = translate_tokenizer_config(value_of(root))
         return build_section(TextDataConfig, recipe["data"]), Path(recipe["output_dir"] or DEFAULT_OUT)
-    data: Any = load(path).data
+    data = load(path).data
+    if not isinstance(data, TextDataConfig):
+        raise ConfigError(f"{path}: data.type is {data.type}; a tokenizer is trained on text only")
     return data, Path(DEFAULT_OUT)
 
 
