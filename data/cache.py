@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from utils.files import sync
 Report = Callable[[str], None]
 """Receives one line of news for a person."""
 LEFT_OPEN = ".unfinished-"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def fingerprint(value: Any) -> str:
@@ -31,35 +33,70 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build_once(folder: Path, write: Callable[[Path], None], report: Report, *, resumable: bool = False) -> None:
+def build_once(folder: Path, write: Callable[[Path], None], report: Report, *, resume_key: str | None = None) -> None:
     """Make sure `folder` is there: if not, `write` fills a temporary folder that is then renamed.
 
-    `resumable`: `write` may find what an earlier call that was stopped had written, and goes on there. Raises
-    DataError when the disk is full or cannot be written.
+    `resume_key`: 16 digits that identify what is built; `write` may find what an earlier call with the same key that
+    was stopped had written, and goes on there. Raises DataError when the disk is full or cannot be written.
     """
     if folder.is_dir():
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, report) as locked:
-            if locked and not resumable:
-                _remove_leftovers(folder)
+            left_open = f"{LEFT_OPEN}{resume_key}-{folder.name}" if resume_key and locked else None
+            if locked:
+                _remove_leftovers(folder, left_open)
             if not folder.is_dir():
-                _build(folder, write, f"{LEFT_OPEN}{folder.name}" if resumable and locked else None)
+                _build(folder, write, left_open)
     except OSError as error:
         raise DataError(_explain(error, folder)) from error
 
 
-def forget(folder: Path) -> None:
-    """Remove what was built and what a stopped build of it left."""
-    for path in (folder, folder.parent / f"{LEFT_OPEN}{folder.name}"):
-        shutil.rmtree(path, ignore_errors=True)
+class InUse:
+    """A built folder that nobody removes while it is held; built anew if somebody was quicker."""
+
+    def __init__(self, folder: Path, build: Callable[[], None]) -> None:
+        self.folder = folder
+        while True:
+            build()
+            self._lock = os.open(_lock_file(folder), os.O_RDWR | os.O_CREAT)
+            self._let_go = weakref.finalize(self, os.close, self._lock)
+            _try_lock(self._lock, fcntl.LOCK_SH)
+            if folder.is_dir():
+                return
+            self._let_go()
+
+    def forget(self) -> None:
+        """Let go of the folder, and remove it unless another process holds it."""
+        if _try_lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._let_go()
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _try_lock(file: int, kind: int) -> bool:
+    """Whether the lock was had, or there are no locks here."""
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.parent / f".lock-{folder.name}"
+
+
+def _remove_leftovers(folder: Path, kept: str | None) -> None:
     """Remove what killed builds of `folder` left behind; only safe while the lock keeps living ones out."""
-    for leftover in folder.parent.glob(f".building-{folder.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    key = "[0-9a-f]" * 16
+    for pattern in (f".building-{folder.name}-*", f"{LEFT_OPEN}{key}-{folder.name}"):
+        for leftover in folder.parent.glob(pattern):
+            if leftover.name != kept:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _build(folder: Path, write: Callable[[Path], None], left_open: str | None) -> None:
@@ -93,14 +130,14 @@ def _lock(folder: Path, report: Report) -> Iterator[bool]:
     Yields False where the file system has no locks.
     """
     locked = True
-    with open(folder.parent / f".lock-{folder.name}", "w") as file:
+    with open(_lock_file(folder), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             report(f"waiting for another process that prepares {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno not in NO_LOCKS:
                 raise
             locked = False
         yield locked

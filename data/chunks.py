@@ -20,7 +20,7 @@ from data.deduplication import DeduplicationConfig, Fingerprints
 from data.filters import FilterConfig
 from data.sources import SourceConfig, State
 from data.split import hash_text
-from utils.errors import DataError
+from utils.errors import DataError, UserError
 from utils.files import sync
 
 CHUNK_BYTES = 16_000_000
@@ -109,7 +109,13 @@ def treat(raw: RawChunk, treatment: Treatment) -> Path:
     facts["read"] = {"documents": len(raw.texts), "bytes": raw.num_bytes}
     texts, ordinals = [], []
     for ordinal, text in enumerate(raw.texts, start=raw.first):
-        kept, reason = treat_one(text, treatment, facts["cleaned"])
+        try:
+            kept, reason = treat_one(text, treatment, facts["cleaned"])
+        except UserError:
+            raise
+        except Exception as error:
+            place = f"document {ordinal} of {raw.path.name.rsplit('-', 1)[0]}"
+            raise DataError(f"a filter of data.filters failed on {place}: {type(error).__name__}: {error}") from error
         if reason:
             count_drop(facts, reason, text)
         else:
@@ -127,7 +133,15 @@ def treat_one(text: str, treatment: Treatment, cleaned: dict[str, int]) -> tuple
             cleaned[name] = cleaned.get(name, 0) + count
     if not text:
         return "", "empty"
-    return text, next((reason for each in treatment.filters if (reason := each.reason(text))), None)
+    return text, next((reason for each in treatment.filters if (reason := reason_of(each, text))), None)
+
+
+def reason_of(each: FilterConfig, text: str) -> str | None:
+    """`each.reason(text)`. Raises TypeError when a filter of one's own answers something else than a name or None."""
+    reason = each.reason(text)
+    if reason is not None and not isinstance(reason, str):
+        raise TypeError(f"{each.type}.reason gave {reason!r}, expected a name or None")
+    return reason
 
 
 def count_drop(facts: dict[str, Any], reason: str, text: str) -> None:

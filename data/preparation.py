@@ -7,12 +7,16 @@ shard; the text is deleted when the shards made from it are there. To add a stag
 """
 
 import functools
+import hashlib
+import inspect
+import json
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from data.cache import Report, build_once, fingerprint, forget
+from data.cache import InUse, Report, build_once, fingerprint
 from data.chunks import RawChunk, Treatment, cut_into_chunks, list_chunks, open_chunk, read_facts, treat
 from data.preparation_report import account, write_report
 from data.progress import Progress
@@ -26,6 +30,7 @@ from data.verdicts import load as load_verdicts
 from data.verdicts import save as save_verdicts
 from data.workers import ordered_map
 from utils.errors import DataError
+from utils.files import sync
 
 TEXT_FORMAT = 1
 CAPPED_BYTES_PER_TOKEN = 16
@@ -72,6 +77,7 @@ class Preparation:
         ]
         self.text_key = {"format": TEXT_FORMAT, "limits": [s.max_tokens for s in config.sources], **self.origin}
         self._judged: Judged | None = None
+        self._in_use: InUse | None = None
 
     def find_origin(self) -> dict[str, Any]:
         """JSON that changes when the documents, their treatment or their split may have."""
@@ -83,6 +89,7 @@ class Preparation:
             "max_bytes": config.validation_max_bytes,
             "clean": config.clean and config.clean.model_dump(),
             "filters": [each.model_dump() for each in config.filters],
+            "filter_code": code_of(config.filters),
             "deduplicate": config.deduplicate and config.deduplicate.model_dump(),
         }
 
@@ -98,8 +105,15 @@ class Preparation:
     def text(self) -> Judged:
         """Every document read, treated and judged. Raises DataError when a source is broken or changed meanwhile."""
         if self._judged is None:
-            build_once(self.text_folder, self.write_text, self.report, resumable=True)
-            self._judged = load_verdicts(self.text_folder / VERDICTS)
+            folder, key = self.text_folder, fingerprint(self.text_key)
+            self._in_use = InUse(folder, lambda: build_once(folder, self.write_text, self.report, resume_key=key))
+            self._judged = load_verdicts(folder / VERDICTS)
+            num_chunks = len(self.chunks(folder, self.readings))
+            if num_chunks != len(self._judged.verdicts):
+                raise DataError(
+                    f"{folder}: damaged ({num_chunks} of {len(self._judged.verdicts)} chunks are there); delete it and "
+                    "prepare again"
+                )
         return self._judged
 
     def write_text(self, folder: Path) -> None:
@@ -108,7 +122,7 @@ class Preparation:
         for reading in (*self.readings, *self.held_out):
             self.read(reading, folder)
         if self.find_origin() != self.origin:
-            forget(self.text_folder)
+            shutil.rmtree(folder, ignore_errors=True)
             raise DataError("a file of data.sources changed while it was read; start again when it is complete")
         judged = judge(
             self.chunks(folder, self.readings),
@@ -122,17 +136,23 @@ class Preparation:
         save_verdicts(judged, folder / VERDICTS)
 
     def read(self, reading: Reading, folder: Path) -> None:
-        """Stage one for one source, behind the chunks that are there already."""
+        """Stage one for one source, behind the chunks that are there already; what it said is kept."""
+        if notes_file(folder, reading.name).is_file():
+            return
+        notes: list[str] = []
         done = [read_facts(path) for path in list_chunks(folder, reading.name)]
         num_bytes = sum(facts["read"]["bytes"] for facts in done)
         limit = (reading.source.max_tokens or 0) * CAPPED_BYTES_PER_TOKEN or sys.maxsize
         state = done[-1]["state"] if done else None
-        tasks = cut_into_chunks(reading.source, reading.name, folder, state, self.report)
+        tasks = cut_into_chunks(reading.source, reading.name, folder, state, notes.append)
         missing = (raw for raw in _up_to(tasks, limit - num_bytes) if not raw.path.is_file())
         num_workers = self.num_workers if self.treatment.is_work() else 1
         for path in ordered_map(functools.partial(treat, treatment=self.treatment), missing, num_workers):
             num_bytes += read_facts(path)["read"]["bytes"]
             self.progress(f"reading {reading.source.label()}", num_bytes, None)
+        for line in notes:
+            self.report(line)
+        write_notes(folder, reading.name, notes)
 
     @staticmethod
     def chunks(folder: Path, readings: list[Reading]) -> list[Path]:
@@ -189,10 +209,14 @@ class Preparation:
         key = {"format": FORMAT, "tokenizer": tokenizer.hash, "type": self.config.token_type, **self.text_key}
         self.made_from = fingerprint(key)
         folder = folder or self.folder("shards", key)
-        build_once(folder, lambda unfinished: self.write_shards(unfinished, tokenizer), self.report, resumable=True)
+        refuse_foreign(folder)
+        key = self.made_from
+        build_once(folder, lambda unfinished: self.write_shards(unfinished, tokenizer), self.report, resume_key=key)
         if open_store(folder).manifest["made_from"] != self.made_from:
             raise DataError(f"{folder}: prepared from other sources or settings; name another folder or delete it")
-        forget(self.text_folder)
+        if self._in_use is not None:
+            self._in_use.forget()
+            self._in_use, self._judged = None, None
         return folder
 
     def write_shards(self, folder: Path, tokenizer: Tokenizer) -> None:
@@ -207,11 +231,45 @@ class Preparation:
             paths = self.chunks(self.text_folder, [reading])
             verdicts = judged.verdicts[first : first + len(paths)]
             written = writer.train(number, names[number], paths, verdicts, reading.source.max_tokens)
-            accounts.append(account(names[number], paths, verdicts, written))
+            notes = read_notes(self.text_folder, reading.name)
+            accounts.append(account(names[number], paths, verdicts, written, notes))
             shards += written
             first += len(paths)
         write_report(folder, accounts, judged)
         writer.finish(names, shards, judged.validation, {"origin": self.origin, "made_from": self.made_from})
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Remove an empty folder in the way. Raises DataError when something else than prepared data is there."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    elif folder.exists() and not (folder / "manifest.json").is_file():
+        raise DataError(f"{folder}: there is something that is no prepared data; name another folder")
+
+
+def notes_file(folder: Path, name: str) -> Path:
+    """Written when a source has been read to its end."""
+    return folder / f"{name}.notes.json"
+
+
+def write_notes(folder: Path, name: str, notes: list[str]) -> None:
+    """Keep what a source said about what it left out, whole or not at all."""
+    temporary = folder / f".{name}.notes"
+    temporary.write_text(json.dumps(notes) + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.rename(notes_file(folder, name))
+
+
+def read_notes(folder: Path, name: str) -> list[str]:
+    """What `write_notes` kept."""
+    return json.loads(notes_file(folder, name).read_text(encoding="utf-8"))
+
+
+def code_of(filters: Iterable[Any]) -> list[str]:
+    """Checksums of the files in which filters of one's own are written, since their settings do not tell everything."""
+    own = [each for each in filters if ":" in each.type]
+    files = [inspect.getsourcefile(type(each)) for each in own]
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files if file]
 
 
 def _up_to(chunks: Iterable[RawChunk], num_bytes: int) -> Iterator[RawChunk]:

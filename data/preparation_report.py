@@ -19,7 +19,11 @@ REPORT_FILE = "report.json"
 
 
 def account(
-    name: str, chunks: Sequence[Path], verdicts: Sequence[np.ndarray], shards: Sequence[dict[str, Any]]
+    name: str,
+    chunks: Sequence[Path],
+    verdicts: Sequence[np.ndarray],
+    shards: Sequence[dict[str, Any]],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """One source: documents and bytes read, what was cleaned, what was dropped and why, what was kept."""
     facts = [read_facts(path) for path in chunks]
@@ -29,13 +33,14 @@ def account(
             dropped[reason] = count
     kept = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "text_bytes")}
     read = merge_counts([each["read"] for each in facts]) or {"documents": 0, "bytes": 0}
-    if beyond := read["documents"] - sum(dropped.values()) - kept["documents"]:
+    beyond = read["documents"] - sum(dropped.values()) - kept["documents"]
+    assert beyond >= 0, "a document is in two counts"
+    if beyond:
         dropped["beyond_max_tokens"] = beyond
-    last = facts[-1]["state"] if facts else {}
     return {
         "name": name,
         "read": read,
-        "unreadable": {"count": last.get("bad", 0), "first": last.get("named", [])},
+        "notes": list(notes),
         "cleaned": merge_counts([each["cleaned"] for each in facts]),
         "dropped": dropped,
         "samples": merge_samples([each["samples"] for each in facts]),
@@ -76,8 +81,7 @@ def describe(report: dict[str, Any]) -> list[str]:
     for source in report["sources"]:
         read, kept = source["read"], source["kept"]
         lines.append(f"{source['name']}: {read['documents']:,} documents, {read['bytes'] / 1e6:,.1f} MB read")
-        if source["unreadable"]["count"]:
-            lines.append(f"  unreadable: {source['unreadable']['count']:,}, first: {source['unreadable']['first'][0]}")
+        lines += [f"  {note}" for note in source["notes"]]
         lines += [f"  cleaned, {name}: {count:,}" for name, count in source["cleaned"].items()]
         share = {name: count / max(1, read["documents"]) for name, count in source["dropped"].items()}
         lines += [f"  not trained on, {name}: {source['dropped'][name]:,} ({each:.2%})" for name, each in share.items()]

@@ -15,13 +15,15 @@ from data.cache import Report
 from data.chunks import num_bytes_of, open_chunk
 from data.deduplication import KEEP
 from data.progress import Progress
-from data.shard_file import HEADER_BYTES, checksum, write_shard
+from data.shard_file import check_file, checksum, write_shard
 from data.store import FORMAT
 from data.tokenizer import Tokenizer
 from utils.errors import DataError
 from utils.files import sync
 
 TOKENIZER_FOLDER = "tokenizer"
+ROW = ".row"
+"""Beside a finished shard until the manifest is written."""
 TokenType = Literal["auto", "uint16", "uint32"]
 
 
@@ -53,9 +55,10 @@ class ShardWriter:
         for number, path in enumerate(chunks):
             chunk, file = open_chunk(path), f"train/{source:02}-{number:05}.shard"
             chosen = np.flatnonzero(verdicts[number] == KEEP)
-            if not (self.folder / file).is_file():
-                self._tokenise(file, chunk.texts(chosen), chunk.ordinals[chosen], _rest(max_tokens, num_tokens))
-            row = read_row(self.folder, file, source)
+            row = read_row(self.folder, file)
+            if row is None:
+                rest = _rest(max_tokens, num_tokens)
+                row = self._tokenise(file, source, chunk.texts(chosen), chunk.ordinals[chosen], rest)
             num_written = row["documents"] if row else 0
             if row:
                 sizes = np.diff(chunk.offsets)[chosen[:num_written]]
@@ -67,25 +70,28 @@ class ShardWriter:
                 return rows
         return rows
 
-    def _tokenise(self, file: str, texts: list[str], ordinals: np.ndarray, max_tokens: int | None) -> None:
-        """Write one shard; none when no document is left of it."""
+    def _tokenise(
+        self, file: str, source: int, texts: list[str], ordinals: np.ndarray, max_tokens: int | None
+    ) -> dict[str, Any] | None:
+        """Write one shard and what is to be known of it; none when no document is left of it."""
         tokens, offsets = self.tokenizer.encode_to_array(texts, self.dtype)
         if max_tokens is not None:
             offsets = offsets[: np.searchsorted(offsets, max_tokens, side="right")]
         if len(offsets) < 2:
-            return
+            return None
         temporary = self.folder / f"{file}.{os.getpid()}"
-        write_shard(temporary, tokens[: offsets[-1]], offsets, ordinals[: len(offsets) - 1])
+        facts = write_shard(temporary, tokens[: offsets[-1]], offsets, ordinals[: len(offsets) - 1])
+        row = {"file": file, "source": source, **facts}
+        (self.folder / f"{file}{ROW}").write_text(json.dumps(row), encoding="utf-8")
+        sync(self.folder / f"{file}{ROW}")
         sync(temporary)
         temporary.rename(self.folder / file)
+        return row
 
-    def finish(
-        self, sources: list[str], shards: list[dict[str, Any]], texts: list[str], facts: dict[str, Any]
-    ) -> None:
+    def finish(self, sources: list[str], shards: list[dict[str, Any]], texts: list[str], facts: dict[str, Any]) -> None:
         """Write the tokenizer, the held-out text and the manifest."""
         self.tokenizer.save(self.folder / TOKENIZER_FOLDER)
-        self._tokenise("validation/00-00000.shard", texts, np.arange(len(texts)), None)
-        row = read_row(self.folder, "validation/00-00000.shard", 0)
+        row = self._tokenise("validation/00-00000.shard", 0, texts, np.arange(len(texts)), None)
         path, text = self.folder / "validation.txt", "".join(texts).encode("utf-8")
         path.write_bytes(text)
         manifest = {
@@ -107,12 +113,11 @@ def _rest(limit: int | None, used: int) -> int | None:
     return None if limit is None else limit - used
 
 
-def read_row(folder: Path, file: str, source: int) -> dict[str, Any] | None:
-    """The row of the manifest for a finished shard, from the file itself; None when there is none."""
-    path = folder / file
-    if not path.is_file():
+def read_row(folder: Path, file: str) -> dict[str, Any] | None:
+    """What is to be known of a shard that an earlier call wrote; None when it is not there as it was written."""
+    try:
+        row = json.loads((folder / f"{file}{ROW}").read_text(encoding="utf-8"))
+        check_file(folder / file, row)
+    except (OSError, ValueError, DataError):
         return None
-    with open(path, "rb") as opened:
-        num_documents, num_tokens = (int(word) for word in np.frombuffer(opened.read(HEADER_BYTES)[8:24], "<i8"))
-    facts = {"documents": num_documents, "tokens": num_tokens, "bytes": path.stat().st_size, "crc32": checksum(path)}
-    return {"file": file, "source": source, **facts}
+    return row

@@ -8,6 +8,7 @@ after reading, add a verdict and set it in `judge`.
 import contextlib
 import json
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from data.chunks import NUM_SAMPLES, SAMPLE_CHARACTERS, Chunk, num_bytes_of, ope
 from data.deduplication import EXACT, KEEP, LEAKED, NEAR, DeduplicationConfig, Duplicates, Fingerprints
 from data.progress import Progress
 from data.split import Split
+from utils.errors import DataError
 
 HELD_OUT = 4
 NAMES = {EXACT: "duplicate", NEAR: "near_duplicate", LEAKED: "in_held_out_text", HELD_OUT: "held_out"}
@@ -122,10 +124,14 @@ def save(judged: Judged, path: Path) -> None:
 
 
 def load(path: Path) -> Judged:
-    """Read it back."""
-    with np.load(path) as arrays:
-        validation, samples = _unpack(arrays["words"])
-        return Judged([arrays[f"chunk{number}"] for number in range(len(arrays.files) - 1)], validation, samples)
+    """Read it back. Raises DataError when it is damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            validation, samples = _unpack(arrays["words"])
+            verdicts = [arrays[f"chunk{number}"] for number in range(len(arrays.files) - 1)]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: damaged ({error}); delete {path.parent} and prepare again") from error
+    return Judged(verdicts, validation, samples)
 
 
 def _pack(validation: list[str], samples: dict[str, list[str]]) -> np.ndarray:

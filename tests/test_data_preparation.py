@@ -22,12 +22,13 @@ from data.cleaning import CleaningConfig
 from data.deduplication import DeduplicationConfig
 from data.minhash import NearConfig
 from data.preparation import Preparation, labels
-from data.preparation_report import read_report
+from data.preparation_report import describe, read_report
 from data.shard_file import map_shard
 from data.store import open_store
 from data.text import TextDataConfig
 from tests.prepared_data import TEXTS, section, silent, write_jsonl
 from utils.errors import DataError
+from utils.registry import import_object
 
 CHUNK_BYTES = 2_000
 
@@ -211,9 +212,110 @@ def test_a_named_folder_is_written_once_and_not_for_something_else(tmp_path: Pat
         prepare(other, out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(DataError, match=r"manifest\.json"):
+    with pytest.raises(DataError, match="there is something that is no prepared data"):
         prepare(config, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_an_empty_folder_may_be_written_into(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert len(stored_texts(prepare(section(tmp_path), tmp_path / "out"))) > 200
+
+
+def test_what_a_stopped_preparation_of_something_else_left_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = section(tmp_path, validation_fraction=0)
+    other = section(
+        tmp_path / "other", sources=(write_jsonl(tmp_path / "b.jsonl", ["b"] * 400),), validation_fraction=0
+    )
+    with monkeypatch.context() as patch:
+        stop_after(patch, data.shard_writer, "write_shard", 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prepare(first, tmp_path / "out")
+    assert stored_texts(prepare(other, tmp_path / "out")) == ["b"] * 400
+    assert not list(tmp_path.glob(".unfinished-*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_shard_damaged_meanwhile_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    config = section(tmp_path)
+    other = config.model_copy(update={"cache_dir": str(tmp_path / "other")})
+    with monkeypatch.context() as patch:
+        stop_after(patch, data.shard_writer, "write_shard", 4, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    (shard,) = (tmp_path / "cache").glob(".unfinished-*/train/00-00001.shard")
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes({"cut": content[:-100], "flip": content, "empty": b""}[damage])
+    assert files_of(prepare(config)) == files_of(prepare(other))
+
+
+def test_text_that_another_preparation_uses_stays(tmp_path: Path) -> None:
+    config = section(tmp_path)
+    slow = config.preparation(silent, num_workers=1)
+    slow.text()
+    prepare(config, tmp_path / "fast")
+    assert slow.text_folder.is_dir()
+    folder = slow.shards(slow.tokenizer(), tmp_path / "slow")
+    assert files_of(folder) == files_of(tmp_path / "fast")
+    assert not slow.text_folder.exists()
+
+
+def test_a_missing_chunk_is_told(tmp_path: Path) -> None:
+    config = section(tmp_path)
+    held = config.preparation(silent, num_workers=1)
+    held.text()
+    next(held.text_folder.glob("train-00-00002.npz")).unlink()
+    with pytest.raises(DataError, match=r"damaged \(2 of \d+ chunks are there\)"):
+        prepare(config)
+
+
+def test_a_damaged_verdict_is_told(tmp_path: Path) -> None:
+    config = section(tmp_path)
+    held = config.preparation(silent, num_workers=1)
+    held.text()
+    verdicts = held.text_folder / "verdicts.npz"
+    verdicts.write_bytes(verdicts.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"verdicts\.npz: damaged"):
+        prepare(config)
+
+
+def test_what_cannot_be_read_at_the_end_is_in_the_report_too(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "corpus.jsonl")
+    with open(tmp_path / "corpus.jsonl", "a") as file:
+        file.write("{broken\n")
+    folder = prepare(section(tmp_path, sources=(source,)))
+    (account,) = read_report(folder)["sources"]
+    assert any("1 of 301 lines read are broken" in note for note in account["notes"])
+    assert any("1 of 301 lines" in line for line in describe(read_report(folder)))
+
+
+def test_a_filter_of_ones_own_that_changed_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "my_own_filter.py"
+    body = "from data.filters import FilterConfig\n\n\nclass Own(FilterConfig):\n    def reason(self, text):\n        "
+    file.write_text(body + "return 'odd' if int(text.split()[1][:-1]) % 2 else None\n")
+    own = import_object("my_own_filter:Own")
+    config = section(tmp_path, filters=(own(type="my_own_filter:Own"),), validation_fraction=0)
+    first = prepare(config)
+    assert len(stored_texts(first)) == 150
+    file.write_text(body + "return 'all' if int(text.split()[1][:-1]) % 3 else None\n")
+    assert config.preparation(silent, num_workers=1).find_origin() != read_origin(first)
+    monkeypatch.setattr(own, "reason", lambda self, text: 1 / 0)
+    failing = config.model_copy(update={"cache_dir": str(tmp_path / "failing")})
+    with pytest.raises(DataError, match="failed on document 0 of train-00: ZeroDivisionError"):
+        prepare(failing)
+    monkeypatch.setattr(own, "reason", lambda self, text: True)
+    with pytest.raises(DataError, match="gave True, expected a name or None"):
+        prepare(failing)
+
+
+def read_origin(folder: Path) -> Any:
+    return json.loads((folder / "manifest.json").read_text())["origin"]
 
 
 def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
