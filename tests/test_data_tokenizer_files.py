@@ -130,5 +130,7 @@ def test_training_on_one_long_line_is_training_on_its_words(pattern, monkeypatch
     lines = [" ".join(f"word{number * 7 % 91} it's {number}," for number in range(12_000)), *CORPUS]
     assert len(list(cut_texts(lines))) > len(lines) + 2
     cut = train_bpe(lines, 400, pattern, ["<|eos|>"]).to_str()
-    monkeypatch.setattr("data.tokenizer_files.cut_texts", iter)
+    seen = []
+    monkeypatch.setattr("data.tokenizer_files.cut_texts", lambda texts: seen.extend(texts) or iter(texts))
     assert train_bpe(lines, 400, pattern, ["<|eos|>"]).to_str() == cut
+    assert seen == lines
