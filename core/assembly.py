@@ -74,6 +74,8 @@ class Progress(NamedTuple):
     tokens: int = 0
     data: dict[str, Any] | None = None
     """The loader's state: where the next batch begins."""
+    reported: list[int] | None = None
+    """Pairs of each source up to the last row of training in metrics.jsonl."""
     best_loss: float | None = None
     best_step: int | None = None
     """The checkpoint BEST names."""

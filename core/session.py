@@ -86,7 +86,6 @@ class Session:
         self._saved: Progress | None = progress._replace(seconds=0.0) if progress.step else None
         group_of = {name: group.name for group in parts.optimizer.groups for name in group.decay}
         self._arrangement = arrange(parts.model.trainable_parameters(), group_of.__getitem__)
-        self._given: list[int] | None = (progress.data or {}).get("tokens")
         self._start = time.monotonic()
         self._paused = 0.0
         self._reads: deque[tuple[int, float]] = deque(maxlen=max(16, parts.plan.periods.log + 1))
@@ -154,8 +153,9 @@ class Session:
 
     def _mixture(self, given: list[int]) -> dict[str, float]:
         """The share of each source in what was trained on since the last row; nothing when there is one source."""
-        since = [now - before for now, before in zip(given, self._given or [0] * len(given), strict=True)]
-        self._given = given
+        reported = self.progress.reported or [0] * len(given)
+        since = [now - before for now, before in zip(given, reported, strict=True)]
+        self.progress = self.progress._replace(reported=given)
         shares = zip(self.parts.dataset.source_names, since, strict=True)
         return {f"data/share/{name}": tokens / max(1, sum(since)) for name, tokens in shares} if len(given) > 1 else {}
 

@@ -212,7 +212,7 @@ class Preparation:
         refuse_foreign(folder)
         key = self.made_from
         build_once(folder, lambda unfinished: self.write_shards(unfinished, tokenizer), self.report, resume_key=key)
-        if open_store(folder).manifest["made_from"] != self.made_from:
+        if open_store(folder).manifest.get("made_from") != self.made_from:
             raise DataError(f"{folder}: prepared from other sources or settings; name another folder or delete it")
         if self._in_use is not None:
             self._in_use.forget()

@@ -159,7 +159,7 @@ def test_a_snapshot_restores_everything(tmp_path: Path) -> None:
     parts.model.update(tree_map(lambda array: array + 1, parts.model.parameters()))
     parts.optimizer.load_state({name: array + 2 for name, array in parts.optimizer.state_dict().items()})
     parts.guard["skipped"] = mx.array(3, mx.int32)
-    progress = Progress(5, 1280, {"row": 40, "epoch": 0}, best_loss=2.5, evaluated_step=5, skipped_updates=3)
+    progress = Progress(5, 1280, {"row": 40, "epoch": 0}, [1280], best_loss=2.5, evaluated_step=5, skipped_updates=3)
     snapshot = take_snapshot(parts, progress, seed=config.seed, is_best=False)
     state = json.loads(json.dumps(snapshot.state))
     ema = None if snapshot.ema is None else dict(snapshot.ema)

@@ -82,3 +82,13 @@ def test_one_source_has_no_shares(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = metric_rows(run_folder(config))
     assert any("train/loss" in row for row in rows)
     assert not [key for row in rows for key in row if key.startswith("data/share")]
+
+
+def test_a_run_stopped_between_two_rows_has_the_same_shares(whole: Config) -> None:
+    folder = Path(whole.out_dir).parent
+    once, twice = (mixed_config(folder, name, every=5) for name in ("once", "twice"))
+    quiet_train(once)
+    interrupt_after(twice, step=7)
+    quiet_train(twice, resume=True)
+    assert shares_in(twice) == shares_in(once)
+    assert_same_run(run_folder(once), run_folder(twice))
