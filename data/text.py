@@ -19,7 +19,7 @@ from data.filters import FilterConfig
 from data.loader import Dataset
 from data.mixture import MixtureConfig
 from data.packing import PackingConfig
-from data.preparation import Preparation
+from data.preparation import Preparation, labels
 from data.progress import Lines, Progress
 from data.shard_writer import TOKENIZER_FOLDER, TokenType
 from data.sources import SourceConfig
@@ -115,7 +115,13 @@ class TextDataConfig(PackedDataConfig):
         """See `DataConfig.find_problems`."""
         clean = () if self.clean is None else (self.clean,)
         sections = (*self.sources, *self.validation_sources, *clean, *self.filters, self.tokenizer)
-        return [problem for section in sections for problem in section.find_problems()]
+        return [*self._unknown_sources(), *(problem for section in sections for problem in section.find_problems())]
+
+    def _unknown_sources(self) -> list[str]:
+        """A line for each name in the stages of the mixture that no source has: better said before preparing."""
+        names = labels(self.sources)
+        given = sorted({name for stage in self.mixture.stages for name in stage.weights} - set(names))
+        return [f"data.mixture.stages: no source '{name}'; there are: {', '.join(names)}" for name in given]
 
     def preparation(
         self, report: Report = print, progress: Progress | None = None, num_workers: int | None = None

@@ -10,7 +10,9 @@ import pytest
 from data.batch import Batch
 from data.file_sources import JSONLSourceConfig, TextSourceConfig
 from data.loader import Dataset
+from data.mixture import MixtureConfig
 from data.split import hash_text
+from data.stages import StageConfig
 from data.stdlib_source import StdlibSourceConfig
 from data.text import TextDataConfig
 from data.tokenizer import BPETokenizerConfig, BytesTokenizerConfig, FileTokenizerConfig, Tokenizer
@@ -269,3 +271,11 @@ def test_the_same_text_elsewhere_gives_the_same_rows(tmp_path):
     first, second = (next(dataset.batches(4))[0] for dataset in (here, there))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert Tokenizer.load(next((tmp_path / "here" / "cache").glob("tokenizer-*"))).hash == here.tokenizer.hash
+
+
+def test_a_stage_of_an_unknown_source_is_told_before_anything_is_read(tmp_path):
+    stage = StageConfig(weights={"fables": 1.0})
+    config = section(tmp_path, mixture=MixtureConfig(by="tokens", stages=(stage,)))
+    (problem,) = config.find_problems()
+    assert problem.startswith("data.mixture.stages: no source 'fables'; there are: ")
+    assert not (tmp_path / "cache").exists()
