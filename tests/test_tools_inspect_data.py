@@ -216,7 +216,13 @@ def test_shards_without_a_report_are_shown(folder: Path, tmp_path: Path) -> None
             ("data.mixture.exhausted=stop", "data.mixture.stages=[]", "--step", "999", "training.duration=999 steps"),
             "used",
         ),
-        (("data.sources=[{type: jsonl, path: nowhere.jsonl}]",), "nowhere.jsonl"),
+        (
+            (
+                "data.sources=[{type: jsonl, path: nowhere.jsonl}]",
+                "data.mixture.stages=[]",
+            ),
+            "nowhere.jsonl",
+        ),
         (("data={type: shards, path: nowhere, sequence_length: 32}",), "nowhere"),
         (("data.validation_fraction=1", "data.mixture.stages=[]", "data.filters=[]"), "no training document"),
         (("data.mixture.stages=[{weights: {older: 1}}]",), "older"),
