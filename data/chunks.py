@@ -109,13 +109,7 @@ def treat(raw: RawChunk, treatment: Treatment) -> Path:
     facts["read"] = {"documents": len(raw.texts), "bytes": raw.num_bytes}
     texts, ordinals = [], []
     for ordinal, text in enumerate(raw.texts, start=raw.first):
-        try:
-            kept, reason = treat_one(text, treatment, facts["cleaned"])
-        except UserError:
-            raise
-        except Exception as error:
-            place = f"document {ordinal} of {raw.path.name.rsplit('-', 1)[0]}"
-            raise DataError(f"a filter of data.filters failed on {place}: {type(error).__name__}: {error}") from error
+        kept, reason = treat_one(text, treatment, facts["cleaned"])
         if reason:
             count_drop(facts, reason, text)
         else:
@@ -137,10 +131,16 @@ def treat_one(text: str, treatment: Treatment, cleaned: dict[str, int]) -> tuple
 
 
 def reason_of(each: FilterConfig, text: str) -> str | None:
-    """`each.reason(text)`. Raises TypeError when a filter of one's own answers something else than a name or None."""
-    reason = each.reason(text)
+    """`each.reason(text)`. Raises DataError when a filter of one's own fails, or answers no name and not None."""
+    try:
+        reason = each.reason(text)
+    except Exception as error:
+        if ":" not in each.type or isinstance(error, UserError):
+            raise
+        problem = f"failed ({type(error).__name__}: {error}) on the document that begins {text[:60]!r}"
+        raise DataError(f"data.filters: {each.type} {problem}") from error
     if reason is not None and not isinstance(reason, str):
-        raise TypeError(f"{each.type}.reason gave {reason!r}, expected a name or None")
+        raise DataError(f"data.filters: {each.type} gave {reason!r}, expected a name or None")
     return reason
 
 

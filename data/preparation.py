@@ -142,7 +142,7 @@ class Preparation:
         notes: list[str] = []
         done = [read_facts(path) for path in list_chunks(folder, reading.name)]
         num_bytes = sum(facts["read"]["bytes"] for facts in done)
-        limit = (reading.source.max_tokens or 0) * CAPPED_BYTES_PER_TOKEN or sys.maxsize
+        limit = byte_limit(reading.source)
         state = done[-1]["state"] if done else None
         tasks = cut_into_chunks(reading.source, reading.name, folder, state, notes.append)
         missing = (raw for raw in _up_to(tasks, limit - num_bytes) if not raw.path.is_file())
@@ -233,10 +233,29 @@ class Preparation:
             written = writer.train(number, names[number], paths, verdicts, reading.source.max_tokens)
             notes = read_notes(self.text_folder, reading.name)
             accounts.append(account(names[number], paths, verdicts, written, notes))
+            for line in shortfall(reading.source, accounts[-1]):
+                accounts[-1]["notes"].append(line)
+                self.report(line)
             shards += written
             first += len(paths)
         write_report(folder, accounts, judged)
         writer.finish(names, shards, judged.validation, {"origin": self.origin, "made_from": self.made_from})
+
+
+def byte_limit(source: SourceConfig) -> int:
+    """Bytes of text after which a source with `max_tokens` is read no further."""
+    return (source.max_tokens or 0) * CAPPED_BYTES_PER_TOKEN or sys.maxsize
+
+
+def shortfall(source: SourceConfig, counted: dict[str, Any]) -> list[str]:
+    """A line when a source was read no further by `byte_limit` and yet gave far fewer tokens than `max_tokens`."""
+    num_bytes, tokens, wanted = counted["read"]["bytes"], counted["kept"]["tokens"], source.max_tokens or 0
+    if num_bytes < byte_limit(source) or tokens >= 0.9 * wanted or "beyond_max_tokens" in counted["dropped"]:
+        return []
+    return [
+        f"warning: {source.label()} was read up to {num_bytes / 1e6:,.1f} MB, {CAPPED_BYTES_PER_TOKEN} bytes for each "
+        f"of max_tokens, and gave {tokens:,} of {wanted:,} tokens; raise max_tokens to read on"
+    ]
 
 
 def refuse_foreign(folder: Path) -> None:

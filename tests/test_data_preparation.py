@@ -307,7 +307,7 @@ def test_a_filter_of_ones_own_that_changed_or_fails(tmp_path: Path, monkeypatch:
     assert config.preparation(silent, num_workers=1).find_origin() != read_origin(first)
     monkeypatch.setattr(own, "reason", lambda self, text: 1 / 0)
     failing = config.model_copy(update={"cache_dir": str(tmp_path / "failing")})
-    with pytest.raises(DataError, match="failed on document 0 of train-00: ZeroDivisionError"):
+    with pytest.raises(DataError, match=r"my_own_filter:Own failed \(ZeroDivisionError: .* begins 'document 0"):
         prepare(failing)
     monkeypatch.setattr(own, "reason", lambda self, text: True)
     with pytest.raises(DataError, match="gave True, expected a name or None"):

@@ -26,7 +26,7 @@ from data.mixture import Budget
 from data.preparation_report import REPORT_FILE, describe, read_report
 from data.row_stream import State
 from data.tokenizer import Tokenizer
-from utils.cli import Parser, run_command
+from utils.cli import Parser, at_least, run_command
 from utils.errors import CheckpointError, ConfigError, DataError
 
 
@@ -75,19 +75,11 @@ def make_parser() -> Parser:
     which.add_argument("--config", help="a training config")
     which.add_argument("--run", help="the folder of a run, as in runs/quickstart")
     parser.add_argument("--step", type=int, default=1, help="the update whose batch is shown (%(default)s: the first)")
-    parser.add_argument("--rows", type=whole, default=2, help="rows of it that are shown as text (%(default)s)")
+    parser.add_argument("--rows", type=at_least(0), default=2, help="rows of it that are shown as text (%(default)s)")
     parser.add_argument("--tokens", action="store_true", help="show these rows token by token as well")
     parser.add_argument("--picture", metavar="FILE", help="PNG to draw all of it into")
     parser.add_argument("settings", nargs="*", help="section.key=value, as for core.training")
     return parser
-
-
-def whole(text: str) -> int:
-    """A number of rows, 0 or more. Raises ValueError, which argparse turns into an error line."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
 
 
 def refuse_unwritable(path: Path) -> None:

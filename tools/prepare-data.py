@@ -20,7 +20,7 @@ from data.preparation_report import describe, read_report
 from data.progress import Lines
 from data.store import Store, open_store
 from data.text import TextDataConfig
-from utils.cli import Parser, run_command
+from utils.cli import Parser, at_least, run_command
 from utils.errors import ConfigError, DataError
 from utils.units import format_count
 
@@ -84,19 +84,13 @@ def make_parser() -> Parser:
     parser = Parser("Prepare the data of a config: read, clean, filter, deduplicate, split, tokenise, shard.")
     parser.add_argument("--config", required=True, help="a training config")
     parser.add_argument("--out", help="folder to write to (default: the cache, where a run with this config looks)")
-    parser.add_argument("--jobs", type=positive, help="processes that clean and compare (default: one for each core)")
+    parser.add_argument(
+        "--jobs", type=at_least(1), help="processes that clean and compare (default: one for each core)"
+    )
     parser.add_argument("--verify", action="store_true", help="read every shard again and compare its checksum")
     parser.add_argument("--download-only", action="store_true", help="only fetch what data.sources need from the Hub")
     parser.add_argument("settings", nargs="*", help="section.key=value, as for core.training")
     return parser
-
-
-def positive(text: str) -> int:
-    """A number of processes. Raises ValueError, which argparse turns into an error line."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 def prepare(preparation: Preparation, out: Path | None) -> Path:

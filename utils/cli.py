@@ -28,6 +28,18 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an argument that is a whole number, `least` or more."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError(text)
+        return value
+
+    return number
+
+
 def warn(message: str) -> None:
     """Say on stderr what a person should know although the program goes on."""
     print(f"warning: {message}", file=sys.stderr)
