@@ -30,7 +30,7 @@ def account(
     dropped = merge_counts([each["dropped"] for each in facts])
     for code, reason in NAMES.items():
         if count := sum(int((verdict == code).sum()) for verdict in verdicts):
-            dropped[reason] = count
+            dropped[reason] = dropped.get(reason, 0) + count  # A filter of one's own may use the same word.
     kept = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "text_bytes")}
     read = merge_counts([each["read"] for each in facts]) or {"documents": 0, "bytes": 0}
     beyond = read["documents"] - sum(dropped.values()) - kept["documents"]

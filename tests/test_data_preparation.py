@@ -124,14 +124,15 @@ def test_ordinals_tell_which_document_of_the_source_it_was(tmp_path: Path) -> No
     assert [TEXTS[number].strip() for number in ordinals] == [text.strip() for text in stored_texts(folder)]
 
 
-def test_max_tokens_ends_a_source_and_the_rest_is_counted(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "corpus.jsonl").model_copy(update={"max_tokens": 3000})
-    config = section(tmp_path, sources=(source,), validation_fraction=0)
-    folder = prepare(config)
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_max_tokens_ends_a_source_and_the_rest_is_counted(tmp_path: Path, is_exact: bool) -> None:
+    sizes = np.cumsum([len(text) + 2 for text in TEXTS])
+    limit = int(sizes[41]) if is_exact else 3000
+    source = write_jsonl(tmp_path / "corpus.jsonl").model_copy(update={"max_tokens": limit})
+    folder = prepare(section(tmp_path, sources=(source,), validation_fraction=0))
     kept = stored_texts(folder)
     assert kept == TEXTS[: len(kept)]
-    sizes = np.cumsum([len(text) + 2 for text in TEXTS])
-    assert sizes[len(kept) - 1] <= 3000 < sizes[len(kept)]
+    assert sizes[len(kept) - 1] <= limit < sizes[len(kept)]
     (account,) = read_report(folder)["sources"]
     assert account["dropped"] == {"beyond_max_tokens": account["read"]["documents"] - len(kept)}
 
