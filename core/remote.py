@@ -1,0 +1,103 @@
+"""What both ends of a remote run agree on: names, places and the messages between them.
+
+This side (`core/remote_launch.py`) checks, uploads and calls; the other side (`core/remote_attempt.py`) runs
+`core.training` in a container and keeps the run folder on a volume; `modal/` joins the two. Two volumes: prepared data,
+which containers only read, under a name that is a hash of what it holds; and runs, `/NAME/...` as in a run folder, with
+the state of the remote run in `.remote/`. Each path has one writer. Nothing here imports MLX or the modal client, since
+the container starts with it. To send another setting along, add a field to `Order`.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RUNS_VOLUME, DATA_VOLUME = "pippin-runs", "pippin-data"
+RUNS_MOUNT, DATA_MOUNT = "/runs", "/data"
+STATE = ".remote"
+"""In a run's folder on the volume; never brought home."""
+LAUNCH, ATTEMPTS, OUTPUT = f"{STATE}/launch.json", f"{STATE}/attempts.json", f"{STATE}/output.txt"
+"""Who was called with what (written from here); what became of each attempt, and what they printed (written there)."""
+
+ENDED = ("finished", "refused", "failed", "stopped", "out of hours")
+"""Outcomes after which no further attempt follows; `interrupted`, `crashed` and `out of time` are tried again."""
+
+
+def mounted(mount: str) -> Path:
+    """Where a volume's mount path lies in this container; a stand-in that cannot mount puts them below a folder."""
+    return Path(os.environ.get("PIPPIN_MOUNTS", "/"), mount.lstrip("/"))
+
+
+class Order(NamedTuple):
+    """What a container is asked to do. Plain values, so that the call can be repeated and read in a log."""
+
+    name: str
+    """The run."""
+    config: str
+    """The resolved config as YAML."""
+    data: str
+    """Folder of the data volume that holds the prepared data."""
+    init_from: str | None
+    """Folder of the data volume with the weights to start from; None: none."""
+    gpu: str
+    """What was asked for, as Modal names it."""
+    image: str
+    """Identifies what the image is made of: a new one is tested before it trains."""
+    max_seconds: float | None
+    """Most that all attempts together may take; None: no limit."""
+    attempt_seconds: float
+    """What one attempt may take before it saves and lets the next one go on."""
+    sync_seconds: float
+    """How often the run folder is brought to the volume."""
+    shows_bar: bool
+    """Whether progress is shown as a bar that moves, for a terminal at the other end."""
+
+
+class Attempt(NamedTuple):
+    """One container's work on a run, as `attempts.json` lists them. Times are seconds since 1970."""
+
+    number: int
+    """From 1."""
+    gpu: str
+    """As the order named it."""
+    started: float
+    seen: float
+    """When it last gave a sign of life."""
+    ended: float | None = None
+    """None: it runs, or died without a word."""
+    outcome: str = "running"
+    """running | finished | refused | failed | stopped | out of hours | interrupted | crashed | out of time"""
+    first_step: int = 0
+    """The checkpoint it went on from."""
+    step: int = 0
+    """The newest checkpoint on the volume."""
+    message: str = ""
+    """Why it ended as it did."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been at work, as far as is known: what is paid for."""
+        return max(0.0, (self.ended or self.seen) - self.started)
+
+
+class Outcome(NamedTuple):
+    """What the call returns: an end that no further attempt would change."""
+
+    outcome: str
+    """One of `ENDED`."""
+    exit_code: int
+    """As `core.training` would have ended: 0, 2, 130 and so on."""
+    step: int
+    message: str
+    """For a person; several lines when there are several problems."""
+
+
+def read_attempts(text: str) -> list[Attempt]:
+    """From `attempts.json`. Keys that a later version wrote are passed over."""
+    rows: list[dict[str, Any]] = json.loads(text)["attempts"]
+    return [Attempt(**{key: row[key] for key in Attempt._fields if key in row}) for row in rows]
+
+
+def write_attempts(attempts: list[Attempt]) -> str:
+    """The text of `attempts.json`."""
+    return json.dumps({"attempts": [attempt._asdict() for attempt in attempts]}, indent=1) + "\n"
