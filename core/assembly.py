@@ -15,9 +15,10 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from core.agreement import together
-from core.checkpoint import Restored, Snapshot, newest_valid
+from core.checkpoint import Restored, Snapshot
 from core.config import Config
 from core.guard import Guard, initial_guard
+from core.initial_weights import initial_folder, initial_tokenizer, initialise_from
 from core.memory_plan import limit_of
 from core.memory_remedies import check_fits
 from core.objectives.base import Objective, ObjectiveConfig
@@ -26,9 +27,10 @@ from core.precision import precision_warning, resolve_precision
 from core.self_test import check_device, fused_head_dim
 from data.file_sources import TextSourceConfig
 from data.mixture import Budget, Mixture
+from data.shard_writer import TOKENIZER_FOLDER
 from data.text import TextDataConfig
 from data.tokenizer import Tokenizer
-from models.weights import load_weights, read_folder
+from models.weights import load_weights
 from optimizers.base import Group
 from optimizers.schedules import ScheduleConfig
 from utils.cli import warn
@@ -38,19 +40,6 @@ from utils.units import format_count
 
 GUARD_PREFIX = "guard."
 OPTIMIZER_PREFIX = "optimizer."
-DECISIVE = (
-    "model_type",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_traditional",
-    "final_logit_softcapping",
-    "attention_sinks",
-    "pippin_attention",
-)
-"""Keys of config.json that shapes do not tell."""
 
 
 class Parts(NamedTuple):
@@ -87,8 +76,26 @@ class Progress(NamedTuple):
     """Time spent training so far, over all starts."""
 
 
+class Supplies(NamedTuple):
+    """Where this machine holds what the config names by paths of another one; None: where the config says."""
+
+    data: Path | None = None
+    """A folder of prepared data, made from `data` there."""
+    init_from: Path | None = None
+    """A copy of the folder that `init_from` means."""
+
+
+HERE = Supplies()
+
+
 def build_parts(
-    config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None], *, initialise: bool = True
+    config: Config,
+    group: Any,
+    tokenizer: Tokenizer | None,
+    say: Callable[[str], None],
+    *,
+    initialise: bool = True,
+    supplies: Supplies = HERE,
 ) -> Parts:
     """All parts of a run at step 0. `tokenizer`: the run's own, when it is resumed; `initialise`: use `init_from`.
 
@@ -99,11 +106,14 @@ def build_parts(
         precision = resolve_precision(config.training.precision)
         check_device(precision, fused_head_dim(config.model))
         config.micro_batch_size_of(group.size)
-        source = initial_folder(Path(config.init_from)) if initialise and config.init_from is not None else None
-        if tokenizer is None and config.init_from is not None:
-            tokenizer = initial_tokenizer(Path(config.init_from), say)
+        origin = supplies.init_from or (Path(config.init_from) if config.init_from is not None else None)
+        source = initial_folder(origin) if initialise and origin is not None else None
+        if tokenizer is None and supplies.data is not None:
+            tokenizer = Tokenizer.load(supplies.data / TOKENIZER_FOLDER)
+        elif tokenizer is None and origin is not None:
+            tokenizer = initial_tokenizer(origin, say)
         refuse_too_large(config, tokenizer, precision, group.size)
-    dataset = build_dataset(config, group, tokenizer, say)
+    dataset = build_dataset(config, group, tokenizer, say, supplies.data)
     model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
     model = model_config.build(seed=config.seed)
     parameters: dict[str, mx.array] = dict(tree_flatten(model.trainable_parameters()))
@@ -211,13 +221,15 @@ def refuse_blind_patience(config: Config, dataset: Any) -> None:
         raise ConfigError("training.early_stopping needs held-out text and evaluation.every: it counts evaluations")
 
 
-def build_dataset(config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Any:
+def build_dataset(
+    config: Config, group: Any, tokenizer: Tokenizer | None, say: Callable[[str], None], prepared: Path | None
+) -> Any:
     """The dataset on every rank; the main one prepares it, the others find it in the cache."""
     dataset = None
     for is_turn in (group.is_main, not group.is_main):
         with together(group):
             if is_turn:
-                dataset = config.data.build(config.seed, tokenizer=tokenizer, report=say)
+                dataset = config.data.build(config.seed, tokenizer=tokenizer, report=say, prepared=prepared)
     return dataset
 
 
@@ -237,72 +249,6 @@ def complete_model_config(config: Config, num_tokens: int) -> Any:
             f"model.vocab_size is {given}, and tokenizer and objective need {needed}: raise it, or leave it out"
         )
     return config.model
-
-
-def initial_tokenizer(source: Path, say: Callable[[str], None]) -> Tokenizer | None:
-    """The tokenizer that belongs to the weights of `init_from`: other ids would make them worthless."""
-    folder = source / "tokenizer" if (source / "tokenizer").is_dir() else source
-    if not (folder / "tokenizer.json").exists():
-        return None
-    say(f"tokenizer from {folder}, which init_from's weights were trained with; data.tokenizer is not used")
-    return Tokenizer.load(folder)
-
-
-def initial_folder(source: Path) -> Path:
-    """The folder whose weights `init_from` means: a run's newest whole checkpoint, or an mlx-lm folder itself.
-
-    Raises:
-        CheckpointError: nothing there holds weights.
-    """
-    if not source.is_dir():
-        raise CheckpointError(f"init_from: there is no folder {source}")
-    if (source / "checkpoints").is_dir():
-        checkpoint = newest_valid(source / "checkpoints", warn)
-        if checkpoint is None:
-            raise CheckpointError(f"init_from: the run {source} has saved nothing yet")
-        return checkpoint
-    if not (source / "config.json").is_file():
-        raise CheckpointError(f"init_from: {source} holds no config.json; give a run, or a folder that mlx-lm loads")
-    return source
-
-
-def initialise_from(folder: Path, model: nn.Module, model_config: Any) -> None:
-    """Load the weights in `folder` into `model`; warn when the folder's config computes something else with them.
-
-    Raises:
-        CheckpointError: names or shapes do not fit, each listed, or the weights are quantized.
-    """
-    hf_config, weights = read_folder(folder)
-    if "quantization" in hf_config or "quantization_config" in hf_config:
-        raise CheckpointError(f"init_from: {folder} holds quantized weights; give the folder they were made from")
-    own_head, embedding = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
-    is_tied = embedding is not None and own_head is not None and bool(mx.array_equal(own_head, embedding).item())
-    if "lm_head" not in model and own_head is not None and not is_tied:
-        raise CheckpointError(
-            f"init_from: {folder} has an output layer of its own (lm_head.weight), which a tied model would drop; "
-            "set model.tie_word_embeddings: false"
-        )
-    try:
-        load_weights(model, {name: array.astype(mx.float32) for name, array in weights.items()})
-    except CheckpointError as error:
-        raise CheckpointError(f"init_from: {folder} does not fit the model section", *error.problems) from error
-    try:
-        hf_config = type(model_config).from_hf(hf_config).to_hf()
-    except NotImplementedError:
-        pass  # A class of one's own need not read config.json.
-    except ValueError as error:
-        raise CheckpointError(f"init_from: {folder / 'config.json'}: {error}") from error
-    for line in differing_settings(model_config.to_hf(), hf_config):
-        warn(f"init_from: {line} in {folder}: the weights were trained with that")
-
-
-def differing_settings(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """`model.key is x here, y` for each key of two config.json that decides what the same weights compute."""
-    return [
-        f"model.{key} is {ours[key]} here, {theirs[key]}"
-        for key in DECISIVE
-        if key in ours and theirs.get(key) is not None and ours[key] != theirs[key]
-    ]
 
 
 def averaged_weights(parts: Parts) -> Any | None:

@@ -24,6 +24,7 @@ import mlx.core as mx
 
 from core.config import Config, dump, load, to_yaml
 from data.tokenizer import Tokenizer
+from utils.chips import this_chip
 from utils.errors import CheckpointError, ConfigError
 
 MAY_DIFFER = (
@@ -60,13 +61,13 @@ class Run:
         self._lock = lock
         self._log: TextIO | None = None
 
-    def start(self, config: Config, *, overwrite: bool) -> None:
+    def start(self, config: Config, *, overwrite: bool, precision: str) -> None:
         """Write the config, once everything that can be refused has been; only now is an earlier run cleared away."""
         if not self.is_main:
             return
         if overwrite or not (self.folder / "config.yaml").exists():
             clear(self.folder)
-        write_config(config, self.folder)
+        write_config(config, self.folder, precision)
         self._log = (self.folder / "log.txt").open("a", encoding="utf-8")
 
     @property
@@ -237,10 +238,24 @@ def clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_config(config: Config, folder: Path) -> None:
-    """The resolved config and the environment it runs in."""
+def write_config(config: Config, folder: Path, precision: str) -> None:
+    """The resolved config, and the environment it runs in, with those it ran in before."""
+    file = folder / "environment.json"
+    found = travelled(file, environment() | {"precision": precision})
     _replace_text(folder / "config.yaml", to_yaml(config))
-    _replace_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    _replace_text(file, json.dumps(found, indent=2) + "\n")
+
+
+def travelled(file: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """`now`, with `earlier`: the environments that `file` tells of, oldest first; equal ones in a row once."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        earlier = [*before.pop("earlier", []), before]
+    except (OSError, ValueError, AttributeError):
+        return now
+    same = {**earlier[-1], "command": now["command"]} == now
+    earlier = earlier[:-1] if same else earlier
+    return now | {"earlier": earlier} if earlier else now
 
 
 def explain_disk(error: OSError, folder: Path) -> CheckpointError | None:
@@ -267,6 +282,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": str(mx.default_device()),
+        "chip": this_chip().name,
         "packages": {name: metadata.version(name) for name in packages},
         "command": sys.argv,
     }

@@ -22,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from core.agreement import together
-from core.assembly import Parts, Progress, average_warnings, build_parts, kernel_warnings, restore
+from core.assembly import HERE, Parts, Progress, Supplies, average_warnings, build_parts, kernel_warnings, restore
 from core.checkpoint import newest_valid, point_at, put_back, read_checkpoint
 from core.config import Config, load_with_notes
 from core.dry_run import dry_run
@@ -133,7 +133,12 @@ class Result(NamedTuple):
 
 
 def train(
-    config: Config, *, resume: bool = False, overwrite: bool = False, say: Callable[[str], None] = print
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    supplies: Supplies = HERE,
+    say: Callable[[str], None] = print,
 ) -> Result:
     """Train as `config` says, from the start or from the newest whole checkpoint.
 
@@ -150,10 +155,10 @@ def train(
                 put_back(run.checkpoints)
             checkpoint = newest_valid(run.checkpoints, warn if group.is_main else lambda line: None) if resume else None
             tokenizer = run_tokenizer(run) if resume else None
-        parts = build_parts(config, group, tokenizer, say, initialise=checkpoint is None)
+        parts = build_parts(config, group, tokenizer, say, initialise=checkpoint is None, supplies=supplies)
         set_limits(parts.plan.memory_limit, parts.plan.memory.peak)
         with together(group):
-            run.start(config, overwrite=overwrite)
+            run.start(config, overwrite=overwrite, precision=parts.plan.precision)
             progress = continue_from(run, parts, checkpoint, say)
             announce(parts, run, config, say)
             show = TrainingProgress(parts.plan.total_steps, progress.step, enabled=group.is_main)
@@ -304,6 +309,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="delete an existing run of this name first")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan; train nothing")
     parser.add_argument("--plot-schedule", type=Path, metavar="PNG", help="with --dry-run: draw the learning rates")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="data prepared elsewhere from this data section")
+    parser.add_argument("--init-from", type=Path, metavar="FOLDER", help="where this machine holds init_from")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file")
     namespace = parser.parse_intermixed_args(arguments)
     if namespace.resume and namespace.overwrite:
@@ -325,7 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         return dry_run(config, options.plot_schedule)
     overwrite = options.overwrite or (loaded.overwrite and not options.resume)
-    result = train(config, resume=options.resume, overwrite=overwrite)
+    supplies = Supplies(options.data, options.init_from)
+    result = train(config, resume=options.resume, overwrite=overwrite, supplies=supplies)
     if result.exit_code and result.is_main:
         print(f"stopped after step {result.step}; --resume goes on from the last checkpoint")
     elif result.is_main:

@@ -37,8 +37,13 @@ class DataConfig(TypedSection):
     sequence_length: int = Field(default=256, gt=0)
     """Tokens of a row; longer documents are cut, shorter ones share a row."""
 
-    def build(self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print) -> Dataset:
-        """Prepare or reuse the data; `tokenizer` is the run's own when it goes on."""
+    def build(
+        self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print, prepared: Path | None = None
+    ) -> Dataset:
+        """Prepare or reuse the data; `tokenizer` is the run's own when it goes on.
+
+        `prepared`: a folder of shards that was made from this section elsewhere, read instead of what it names here.
+        """
         raise NotImplementedError
 
     def find_problems(self) -> list[str]:
@@ -129,11 +134,21 @@ class TextDataConfig(PackedDataConfig):
         """What prepares this data. `num_workers`: processes for cleaning and the like; None: one for each core."""
         return Preparation(self, report, progress or Lines(report), num_workers or usable_cores())
 
-    def build(self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print) -> Dataset:
+    def build(
+        self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print, prepared: Path | None = None
+    ) -> Dataset:
         """See `DataConfig.build`. Raises DataError for a corpus or tokenizer that cannot be used."""
-        preparation = self.preparation(report)
-        tokenizer = tokenizer or preparation.tokenizer()
-        store = open_store(preparation.shards(tokenizer), tokenizer.hash)
+        if prepared is None:
+            preparation = self.preparation(report)
+            tokenizer = tokenizer or preparation.tokenizer()
+            prepared = preparation.shards(tokenizer)
+        else:
+            tokenizer = tokenizer or Tokenizer.load(prepared / TOKENIZER_FOLDER)
+        store = open_store(prepared, tokenizer.hash)
+        if len(store.source_names) != len(self.sources):
+            raise DataError(
+                f"{prepared} was prepared from {len(store.source_names)} sources, data.sources has {len(self.sources)}"
+            )
         if not any(store.train.num_documents) and self.validation_fraction < 1:
             raise DataError("no training document remains; check data.sources, filters and max_tokens")
         return self.rows(store, tokenizer, seed, [source.weight for source in self.sources])
@@ -171,10 +186,13 @@ class ShardsDataConfig(PackedDataConfig):
         """`path`, with `~` for the home folder."""
         return Path(self.path).expanduser()
 
-    def build(self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print) -> Dataset:
+    def build(
+        self, seed: int, tokenizer: Tokenizer | None = None, report: Report = print, prepared: Path | None = None
+    ) -> Dataset:
         """See `DataConfig.build`. Raises DataError when the folder is damaged or the tokenizer is another."""
-        tokenizer = tokenizer or Tokenizer.load(self.folder / TOKENIZER_FOLDER)
-        store = open_store(self.folder, tokenizer.hash)
+        folder = prepared or self.folder
+        tokenizer = tokenizer or Tokenizer.load(folder / TOKENIZER_FOLDER)
+        store = open_store(folder, tokenizer.hash)
         if unknown := sorted(set(self.weights) - set(store.source_names)):
             raise ConfigError(f"data.weights: no source '{unknown[0]}'; there are: {', '.join(store.source_names)}")
         if wrong := sorted(name for name, weight in self.weights.items() if not weight > 0):

@@ -9,7 +9,7 @@ import pytest
 
 from core.checkpoint import list_checkpoints
 from core.config import Config, load
-from core.run import Run, acquire_lock, differing_keys, flatten, open_run, refuse_other_config, run_folder
+from core.run import Run, acquire_lock, differing_keys, flatten, open_run, refuse_other_config, run_folder, travelled
 from tests.tiny_run import metric_rows, quiet_train, tiny_config
 from utils.errors import CheckpointError, ConfigError, DataError
 
@@ -222,7 +222,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     config = short_config(tmp_path)
     run = open_run(config, resume=False, overwrite=True, is_main=False)
-    run.start(config, overwrite=True)
+    run.start(config, overwrite=True, precision="float32")
     run.log("hello")
     run.close()
     assert not run_folder(config).exists()
@@ -236,3 +236,19 @@ def test_differences_name_both_values(tmp_path: Path) -> None:
     assert "optimizer.type: adamw there, sgd here" in lines
     assert "optimizer.betas: [0.9, 0.95] there, (absent) here" in lines
     assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None}) == {"a.b": 1, "a.c": [1, 2], "d": None}
+
+
+def test_environment_json_tells_where_a_run_has_been(tmp_path: Path) -> None:
+    file = tmp_path / "environment.json"
+    mac = {"device": "Device(gpu, 0)", "precision": "float32", "command": ["a"]}
+    cuda = mac | {"precision": "bfloat16", "command": ["b"]}
+    assert travelled(file, mac) == mac
+    file.write_text(json.dumps(mac))
+    again = mac | {"command": ["a", "--resume"]}
+    assert travelled(file, again) == again, "the same place again is no stage of the journey"
+    there = travelled(file, cuda)
+    assert there == cuda | {"earlier": [mac]}
+    file.write_text(json.dumps(there))
+    assert travelled(file, mac) == mac | {"earlier": [mac, cuda]}
+    file.write_text("[broken")
+    assert travelled(file, mac) == mac

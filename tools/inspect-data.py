@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.assembly import complete_model_config, initial_tokenizer
+from core.assembly import complete_model_config
 from core.checkpoint import list_checkpoints
 from core.config import Config, load
+from core.initial_weights import initial_tokenizer
 from core.plan import step_counter
 from data.inspection import Course, Inspected, Survey, asked_of, follow, inspect_batch, survey
 from data.inspection_report import LEGEND, batch_lines, course_lines, plural, row_lines, survey_lines, token_lines

@@ -41,7 +41,7 @@ class RandomTokensConfig(DataConfig):
     vocab_size: int
     """Ids are drawn below this."""
 
-    def build(self, seed: int, tokenizer: Any = None, report: Any = print) -> Any:
+    def build(self, seed: int, tokenizer: Any = None, report: Any = print, prepared: Any = None) -> Any:
         """As much of a `Dataset` as `build_parts` looks at."""
         tokenizer = SimpleNamespace(vocab_size=self.vocab_size)
         endless = SimpleNamespace(num_tokens=lambda: None)
