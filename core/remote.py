@@ -33,6 +33,8 @@ class Order(NamedTuple):
 
     name: str
     """The run."""
+    folder: str
+    """`out_dir/name` of the config."""
     config: str
     """The resolved config as YAML."""
     data: str
@@ -43,6 +45,8 @@ class Order(NamedTuple):
     """What was asked for, as Modal names it."""
     image: str
     """Identifies what the image is made of: a new one is tested before it trains."""
+    attempts_before: int
+    """How many attempts earlier launches of this run made: they count neither for hours nor as failures of this one."""
     max_seconds: float | None
     """Most that all attempts together may take; None: no limit."""
     attempt_seconds: float
@@ -90,6 +94,15 @@ class Outcome(NamedTuple):
     step: int
     message: str
     """For a person; several lines when there are several problems."""
+
+
+def newest_step(run_folder: Path) -> int | None:
+    """The step of the newest complete checkpoint of a run folder, by names alone; None: there is none.
+
+    Not in core/checkpoint.py, because that imports MLX, which an image that was not tested yet may fail to.
+    """
+    manifests = (run_folder / "checkpoints").glob("step_*/MANIFEST.json")
+    return max((int(path.parent.name.removeprefix("step_")) for path in manifests), default=None)
 
 
 def read_attempts(text: str) -> list[Attempt]:

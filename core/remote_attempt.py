@@ -1,0 +1,298 @@
+"""The far end of a remote run: what a container does with an order.
+
+Every attempt, the first, a retry after a crash or a rescheduled one, takes one path: bring the run folder from the
+volume to the local disk, go on from the newest whole checkpoint or else start, run `core.training` as a child process,
+bring what it saved to the volume again and again. Training never writes to the volume itself, because a volume can
+neither be committed nor reloaded while a file on it is open. What no further attempt would change is returned; what one
+may change is raised, so that the function is retried; an interrupt is passed on after saving, so that the input is
+rescheduled. To change when an attempt counts as hopeless, edit `is_stuck`.
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from core.remote import (
+    ATTEMPTS,
+    DATA_MOUNT,
+    OUTPUT,
+    RUNS_MOUNT,
+    Attempt,
+    Order,
+    Outcome,
+    mounted,
+    newest_step,
+    read_attempts,
+    write_attempts,
+)
+from core.remote_child import Child, explain_exit
+
+POLL_SECONDS = 0.2
+INTERRUPT_GRACE_SECONDS = 20.0
+"""For saving, of the 30 s that an interrupted container has left; the rest is for the volume."""
+SAVE_SECONDS = 600.0
+"""Left for saving where nobody is about to kill the container."""
+HOPELESS = 3
+"""Crashes in a row at one step after which a further attempt would only cost money."""
+ASKED_TO_STOP = (130, 143)
+SMOKE = ".smoke"
+
+
+class Volume(Protocol):
+    """What is used of a mounted modal.Volume."""
+
+    def commit(self) -> None:
+        """Make what was written to the mount durable."""
+
+    def reload(self) -> None:
+        """Show on the mount what was committed elsewhere."""
+
+
+class TryAgainError(Exception):
+    """The attempt failed, and the next one may not: raised, so that the call is retried."""
+
+
+class Desk:
+    """The state of a run on the volume: its folder, and the list of attempts of which the last is this one."""
+
+    def __init__(self, order: Order, runs: Volume) -> None:
+        self.order, self.runs = order, runs
+        self.folder = mounted(RUNS_MOUNT) / order.name
+        runs.reload()
+        file = self.folder / ATTEMPTS
+        self.attempts = read_attempts(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+    @property
+    def now(self) -> Attempt:
+        """This attempt."""
+        return self.attempts[-1]
+
+    @property
+    def of_this_launch(self) -> list[Attempt]:
+        """The attempts that this order led to."""
+        return self.attempts[self.order.attempts_before :]
+
+    def begin(self) -> None:
+        """Put a new attempt on the list."""
+        number, now, step = len(self.attempts) + 1, time.time(), newest_step(self.folder) or 0
+        self.attempts.append(Attempt(number, self.order.gpu, now, now, first_step=step, step=step))
+        self.write()
+
+    def note(self, **changes: object) -> None:
+        """Change the entry of this attempt and make it durable, with everything else on the volume."""
+        step = newest_step(self.folder) or 0
+        self.attempts[-1] = self.now._replace(**{"seen": time.time(), "step": step, **changes})
+        self.write()
+
+    def write(self) -> None:
+        """Write the list, whole or not at all, and commit."""
+        file = self.folder / ATTEMPTS
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.tmp")
+        temporary.write_text(write_attempts(self.attempts), encoding="utf-8")
+        temporary.replace(file)
+        self.runs.commit()
+
+    def end(self, outcome: str, exit_code: int, message: str) -> Outcome:
+        """Close the entry; what the call returns."""
+        self.note(outcome=outcome, ended=time.time(), message=message)
+        return Outcome(outcome, exit_code, self.now.step, message)
+
+    def give_back(self, outcome: str, message: str) -> TryAgainError:
+        """Close the entry; what to raise."""
+        self.note(outcome=outcome, ended=time.time(), message=message)
+        return TryAgainError(f"attempt {self.now.number} {outcome} at step {self.now.step}: {message}")
+
+
+class Place(NamedTuple):
+    """Where an attempt works on the container's own disk."""
+
+    root: Path
+    run: Path
+    output: Path
+
+
+def attempt(order: Order, runs: Volume, cancelled: type[BaseException], say: Callable[[str], None] = print) -> Outcome:
+    """Work on a run until it ends, or until something ends this attempt.
+
+    Args:
+        runs: the volume at `RUNS_MOUNT`.
+        cancelled: what is raised in the main thread when a person stops the call.
+
+    Returns:
+        An end that no further attempt would change: finished, refused, out of hours, failed for good.
+
+    Raises:
+        TryAgainError: a crash, or the time of one attempt is over; everything saved is on the volume.
+        KeyboardInterrupt: the container was interrupted, after saving; `cancelled` likewise.
+    """
+    desk = Desk(order, runs)
+    left = seconds_left(order, desk.of_this_launch)
+    desk.begin()
+    say(f"attempt {desk.now.number} of run {order.name} on {order.gpu}, from step {desk.now.step}")
+    if left is not None and left <= 0:
+        return out_of_hours(desk)
+    place = make_place(order)
+    try:
+        return work(desk, place, left, say)
+    except (KeyboardInterrupt, cancelled) as interrupt:
+        bring(desk, place)
+        desk.note(outcome="stopped" if isinstance(interrupt, cancelled) else "interrupted", ended=time.time())
+        raise
+    except OSError as error:
+        return crash(desk, f"cannot bring the run to the volume: {error}")
+
+
+def work(desk: Desk, place: Place, left: float | None, say: Callable[[str], None]) -> Outcome:
+    """Test a new image, restore, train, keep the volume up to date. Raises as `attempt`."""
+    order = desk.order
+    if (failed := check_image(desk, place)) is not None:
+        return failed
+    if not (mounted(DATA_MOUNT) / order.data).is_dir():
+        return desk.end("refused", 2, f"the data volume holds no {order.data}: launch again, which uploads it")
+    from core.remote_mirror import restore  # It imports MLX, which works once the image is tested.
+
+    step = restore(desk.folder, place.run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
+    say("starting" if step is None else f"going on from step {step}")
+    child = Child(training_command(order, place), folder=place.root, output=place.output, shows_bar=order.shows_bar)
+    began = time.monotonic()
+    try:
+        code = watch(child, desk, place, began + min(order.attempt_seconds, left if left is not None else float("inf")))
+    except BaseException:
+        child.interrupt(INTERRUPT_GRACE_SECONDS)
+        raise
+    finally:
+        child.kill()
+    if code is None:
+        code = child.interrupt(SAVE_SECONDS)
+        bring(desk, place)
+        if code != 0:
+            if left is not None and left <= order.attempt_seconds:
+                return out_of_hours(desk)
+            raise desk.give_back("out of time", f"saved after {order.attempt_seconds / 3600:.3g} hours; going on")
+    bring(desk, place)
+    return conclude(desk, code, list(child.last_errors))
+
+
+def watch(child: Child, desk: Desk, place: Place, deadline: float) -> int | None:
+    """Keep the volume up to date until the child ends; None: it still runs at `deadline` (monotonic seconds)."""
+    next_sync = time.monotonic() + desk.order.sync_seconds
+    while (now := time.monotonic()) < deadline:
+        code = child.wait(min(POLL_SECONDS, deadline - now))
+        if code is not None:
+            return code
+        if time.monotonic() >= next_sync:
+            bring(desk, place)
+            desk.note()
+            next_sync = time.monotonic() + desk.order.sync_seconds
+    return None
+
+
+def conclude(desk: Desk, code: int, last_errors: list[str]) -> Outcome:
+    """What a child's end means for the run. Raises TryAgainError."""
+    if code == 0:
+        return desk.end("finished", 0, "")
+    errors = [line.removeprefix("error: ") for line in last_errors if line.startswith("error: ")]
+    if code == 2 and errors:
+        return desk.end("refused", 2, "\n".join(errors))
+    return crash(desk, "\n".join([explain_exit(code), *last_errors]))
+
+
+def crash(desk: Desk, message: str) -> Outcome:
+    """The end of a run that crashes always at the same step. Raises TryAgainError for one that may yet succeed."""
+    failure = desk.give_back("crashed", message)
+    if is_stuck(desk.of_this_launch):
+        return desk.end(
+            "failed", 1, f"{HOPELESS} attempts in a row crashed at step {desk.now.step}; the last:\n{message}"
+        )
+    raise failure
+
+
+def is_stuck(attempts: list[Attempt]) -> bool:
+    """Whether the last attempts all crashed and none saved a further step."""
+    last = attempts[-HOPELESS:]
+    crashed = [each for each in last if each.outcome == "crashed" and each.step == each.first_step]
+    return len(crashed) == HOPELESS
+
+
+def seconds_left(order: Order, attempts: list[Attempt]) -> float | None:
+    """Of what the order may cost; None: it is not limited."""
+    return None if order.max_seconds is None else order.max_seconds - sum(each.seconds for each in attempts)
+
+
+def out_of_hours(desk: Desk) -> Outcome:
+    """The end of a run whose hours are used up: it can be resumed."""
+    hours = (desk.order.max_seconds or 0) / 3600
+    return desk.end(
+        "out of hours", 130, f"--max-hours {hours:.3g} is used up; --resume goes on from the last checkpoint"
+    )
+
+
+def make_place(order: Order) -> Place:
+    """An empty working folder, with the config."""
+    root = Path(tempfile.gettempdir(), "pippin")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    (root / "order.yaml").write_text(order.config, encoding="utf-8")
+    return Place(root, root / order.folder, root / "output.txt")
+
+
+def training_command(order: Order, place: Place) -> list[str]:
+    """What to run: the newest checkpoint is taken up when the run was started before."""
+    data = mounted(DATA_MOUNT)
+    started = (place.run / "config.yaml").is_file()
+    weights = [] if order.init_from is None else ["--init-from", str(data / order.init_from)]
+    resume = ["--resume"] if started else []
+    inputs = ["--config", str(place.root / "order.yaml"), "--data", str(data / order.data)]
+    return [sys.executable, "-m", "core.training", *inputs, *weights, *resume]
+
+
+def bring(desk: Desk, place: Place) -> None:
+    """Bring the run folder and the output to the volume, and make them durable."""
+    if (place.run / "config.yaml").is_file():
+        from core.remote_mirror import mirror
+
+        mirror(place.run, desk.folder)
+    if place.output.is_file():
+        keep_output(place.output, desk.folder / OUTPUT, desk.now.number)
+    desk.runs.commit()
+
+
+def keep_output(output: Path, kept: Path, number: int) -> None:
+    """Put this attempt's lines behind those of the attempts before."""
+    own = kept.with_name(f"output-{number}.txt")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(output, own)
+    earlier = sorted(kept.parent.glob("output-*.txt"), key=lambda path: int(path.stem.removeprefix("output-")))
+    temporary = kept.with_name(f".{kept.name}.tmp")
+    with temporary.open("wb") as file:
+        for part in earlier:
+            file.write(f"--- attempt {part.stem.removeprefix('output-')}\n".encode())
+            file.write(part.read_bytes())
+    temporary.replace(kept)
+
+
+def check_image(desk: Desk, place: Place) -> Outcome | None:
+    """Run the smoke test once for each image and GPU; the end of the run when it fails."""
+    passed = mounted(RUNS_MOUNT) / SMOKE / f"{desk.order.image}-{desk.order.gpu}.json"
+    if passed.is_file():
+        return None
+    report = place.root / "smoke.json"
+    command = [sys.executable, "-m", "core.smoke", "--json", str(report)]
+    child = Child(command, folder=place.root, output=place.output)
+    try:
+        code = child.wait(SAVE_SECONDS)
+    finally:
+        child.kill()
+    if code != 0:
+        bring(desk, place)
+        said = "took too long" if code is None else explain_exit(code)
+        return desk.end("failed", 2, "\n".join([f"this image failed its smoke test ({said}):", *child.last_errors]))
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(report, passed)
+    desk.runs.commit()
+    return None

@@ -1,0 +1,119 @@
+"""A command in a process of its own, whose lines are passed on while they come.
+
+Training and its self-tests run as children of the container's function: an import that fails, a segmentation fault or
+the kernel's out-of-memory killer then ends the child, and what was saved can still be brought to the volume and told.
+Values of secrets are blotted out of every line. To show progress in another way, edit `moving_bar`.
+"""
+
+import collections
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TextIO
+
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
+SHORTEST_SECRET = 8
+NUM_LAST_LINES = 20
+BAR_WIDTH = 24
+STEP_LINE = re.compile(r"step (\d+)/(\d+)  ")
+
+
+class Child:
+    """A running command. Its output goes to this process's output and to a file."""
+
+    def __init__(self, command: Sequence[str], *, folder: Path, output: Path, shows_bar: bool = False) -> None:
+        """`folder`: where it runs; `output`: text file its lines are appended to."""
+        self._shows_bar = shows_bar
+        self._secrets = [value for name in SECRETS if len(value := os.environ.get(name, "")) >= SHORTEST_SECRET]
+        self._output = output
+        self._writing = threading.Lock()
+        self.last_errors: collections.deque[str] = collections.deque(maxlen=NUM_LAST_LINES)
+        """What it wrote to stderr last."""
+        # A session of its own: an interrupt of the container is passed on by us alone, and once.
+        self._process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(module_folders())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,
+        )
+        streams = ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
+        self._readers = [threading.Thread(target=self._pass_on, args=pair, daemon=True) for pair in streams]
+        for reader in self._readers:
+            reader.start()
+
+    def _pass_on(self, source: IO[str], destination: TextIO) -> None:
+        for raw in source:
+            line = self._without_secrets(raw)
+            if destination is sys.stderr:
+                self.last_errors.append(line.rstrip("\n"))
+            with self._writing:
+                with self._output.open("a", encoding="utf-8") as file:
+                    file.write(line)
+                destination.write(moving_bar(line) if self._shows_bar else line)
+                destination.flush()
+
+    def _without_secrets(self, line: str) -> str:
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit code, negative for a signal, once all its lines are passed on; None: it runs after `seconds`."""
+        try:
+            code = self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        for reader in self._readers:
+            reader.join()
+        return code
+
+    def interrupt(self, grace_seconds: float) -> int:
+        """Ask it to save and end; kill it when it has not within `grace_seconds`. Its exit code."""
+        self._process.send_signal(signal.SIGINT)
+        code = self.wait(grace_seconds)
+        if code is None:
+            self.kill()
+            code = self.wait(grace_seconds)
+        return -signal.SIGKILL if code is None else code
+
+    def kill(self) -> None:
+        """End it and all it started at once, if it still runs."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def module_folders() -> list[str]:
+    """Where the child finds this project and what was sent along with it."""
+    here = str(Path(__file__).resolve().parents[1])
+    return list(dict.fromkeys([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+
+
+def moving_bar(line: str) -> str:
+    """A line of progress as a bar that the next one overwrites; any other line as it is."""
+    found = STEP_LINE.match(line)
+    if found is None:
+        return line
+    step, total = int(found[1]), int(found[2])
+    filled = BAR_WIDTH * step // max(1, total)
+    bar = "#" * filled + "-" * (BAR_WIDTH - filled)
+    end = "\n" if step >= total else "\r"
+    return f"{step}/{total} [{bar}] {line[found.end() :].rstrip()}{end}"
+
+
+def explain_exit(code: int) -> str:
+    """What an exit code that is none of ours says."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    hint = ": the container's memory may have been used up, --memory asks for more" if -code == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"

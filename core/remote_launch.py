@@ -1,0 +1,286 @@
+"""This end of a remote run, before anything is contacted: options, config, data, plan.
+
+`modal run modal/modal_deploy.py ...` imports that file first and connects then, so `prepare` is called while it is
+imported: every mistake that can be found here is told before an image is built or a GPU is paid. What happens with the
+connection stands in `core/remote_journey.py`. To add an option, add it to `make_parser` and say in `Order`, or in
+`with_options` of `modal/modal_deploy.py`, what it changes.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import socket
+import threading
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+from utils.cli import Parser
+from utils.errors import BackendError, ConfigError
+from utils.gpus import Gpu, find_gpu
+
+DEFAULT_GPU = "A100-80GB"
+PULLS = ("best", "last", "all", "none")
+PYTHON_VERSION, UV_VERSION = "3.12", "0.13.9"
+PACKAGES = ("core", "data", "distributed", "models", "optimizers", "utils")
+"""Folders of this project that a container needs."""
+LOCK_THERE = "/pippin-lock.txt"
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONNECTION_SECONDS = 2.5
+LONGEST_ATTEMPT_HOURS = 24.0
+SHARE_LEFT_FOR_SAVING, MOST_LEFT_FOR_SAVING = 0.1, 600.0
+
+
+class Launch(NamedTuple):
+    """What a person asked for, checked."""
+
+    options: argparse.Namespace
+    detached: bool
+    gpu: Gpu
+    config: Any
+    """core.config.Config; None for --smoke."""
+    dataset: Any
+    total_steps: int
+
+
+def own_arguments(command_line: Sequence[str], script: str) -> tuple[list[str], bool] | None:
+    """What `modal run [options] script ...` passes to `script`, and whether it detaches; None: another command runs.
+
+    `command_line`: sys.argv, of which the first is the program.
+    """
+    wanted = Path(script).resolve()
+    for place, word in enumerate(command_line):
+        before = command_line[1:place]
+        if "run" in before and Path(word.split("::")[0]).resolve() == wanted:
+            return list(command_line[place + 1 :]), any(flag in before for flag in ("--detach", "-d"))
+    return None
+
+
+def make_parser() -> Parser:
+    """The options behind `modal run modal/modal_deploy.py`."""
+    parser = Parser("Train on one of Modal's GPUs as a YAML file says.", prog="modal run modal/modal_deploy.py")
+    add = parser.add_argument
+    add("--config", type=Path, metavar="YAML", help="the config, as for core.training")
+    add("--gpu", default=DEFAULT_GPU, metavar="NAME", help=f"Modal's name of the card (default: {DEFAULT_GPU})")
+    add("--resume", action="store_true", help="go on with a run from its newest checkpoint, here or there")
+    add("--overwrite", action="store_true", help="delete an existing run of this name there first, and here")
+    add("--pull", choices=PULLS, default="last", help="checkpoints to bring home at the end (default: last)")
+    add("--smoke", action="store_true", help="only test whether MLX works there; needs no config")
+    add("--max-hours", type=positive, metavar="H", help="stop, saved, after so many hours of all attempts together")
+    add("--timeout", type=positive, default=LONGEST_ATTEMPT_HOURS, metavar="H", help="hours of one attempt, 24 at most")
+    add("--retries", type=int, choices=range(11), default=10, metavar="N", help="attempts after the first, 10 at most")
+    add("--cpu", type=positive, default=4.0, metavar="CORES", help="physical cores asked for (default: 4)")
+    add("--memory", type=positive, default=16.0, metavar="GIB", help="memory asked for (default: 16)")
+    add("--region", help="where to run, for example us or eu-west; costs more")
+    add("--cuda", choices=("12", "13"), default="12", help="CUDA version of MLX's wheel (default: 12)")
+    add("--secret", action="append", default=[], metavar="NAME", help="a secret of yours on Modal; may be repeated")
+    add("--sync-seconds", type=positive, default=30.0, metavar="S", help="how often the run is written to the volume")
+    add("overrides", nargs="*", metavar="section.key=value", help="values that win over the file")
+    return parser
+
+
+def positive(text: str) -> float:
+    """The `type` of an argument that is a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options. A mistake ends with one line and exit code 2."""
+    parser = make_parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.smoke and (options.config or options.overrides):
+        parser.error("--smoke takes no config: it tests the machine")
+    if not options.smoke and options.config is None:
+        parser.error("which config? for example: --config configs/models/model-config-100m.yaml, or --smoke")
+    if options.resume and options.overwrite:
+        parser.error("--resume and --overwrite exclude each other")
+    if options.timeout > LONGEST_ATTEMPT_HOURS:
+        parser.error(
+            f"--timeout is {options.timeout:g} hours; Modal allows an attempt {LONGEST_ATTEMPT_HOURS:g} at most"
+        )
+    return options
+
+
+def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], None] = print) -> Launch:
+    """Everything that needs no connection, and a look whether there is one; the plan is printed.
+
+    Raises:
+        UserError: what a person can fix, before anything is paid for.
+    """
+    options = parse(arguments)
+    gpu = find_gpu(options.gpu)
+    if options.smoke:
+        check_connection()
+        return Launch(options, detached, gpu, None, None, 0)
+    # Not at the top: a container imports this file's neighbours before it is known whether MLX works there.
+    from core.config import load_with_notes
+    from core.progress import show_rows
+    from core.remote_plan import plan_remote, rows
+    from core.run import run_folder
+
+    loaded = load_with_notes(options.config, options.overrides)
+    for note in loaded.notes:
+        say(f"note: {note}")
+    config = loaded.config
+    refuse_several_ranks(config)
+    refuse_run_here(config, options)
+    check_connection()
+    dataset = prepare_data(config, options, say)
+    plan = plan_remote(config, dataset, gpu, max_hours=options.max_hours)
+    say(f"plan of {run_folder(config)} on Modal\n{show_rows(rows(plan))}")
+    return Launch(options, detached, gpu, config, dataset, plan.plan.total_steps)
+
+
+def refuse_several_ranks(config: Any) -> None:
+    """Raise ConfigError for a config that shares the work among processes."""
+    if config.distributed.type != "single":
+        raise ConfigError(
+            f"distributed.type is {config.distributed.type}: a run on Modal takes one GPU and one process for now; "
+            "add distributed.type=single"
+        )
+
+
+def refuse_run_here(config: Any, options: argparse.Namespace) -> None:
+    """Raise UserError as core.training would for the run folder of this machine."""
+    from core.run import open_run, refuse_other_config, refuse_other_files, run_folder
+
+    folder = run_folder(config)
+    if options.resume:
+        if (folder / "config.yaml").is_file():
+            refuse_other_config(config, folder)
+    elif options.overwrite and not (folder / "config.yaml").is_file():
+        refuse_other_files(folder)
+    elif not options.overwrite and (folder / "config.yaml").is_file():
+        open_run(config, resume=False, overwrite=False)
+
+
+def prepare_data(config: Any, options: argparse.Namespace, say: Callable[[str], None]) -> Any:
+    """The dataset, prepared on this machine; a run that goes on keeps its tokenizer and must get its corpus."""
+    from core.assembly import refuse_other_data
+    from core.checkpoint import newest_valid, read_checkpoint
+    from core.initial_weights import initial_tokenizer
+    from core.run import run_folder
+    from data.tokenizer import Tokenizer
+    from utils.cli import warn
+
+    folder = run_folder(config)
+    kept = folder / "tokenizer"
+    tokenizer = None
+    if options.resume and (kept / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(kept)
+    elif config.init_from is not None:
+        tokenizer = initial_tokenizer(Path(config.init_from), say)
+    dataset = config.data.build(config.seed, tokenizer=tokenizer, report=say)
+    newest = newest_valid(folder / "checkpoints", warn) if options.resume else None
+    if newest is not None:
+        refuse_other_data(dataset, read_checkpoint(newest).state)
+    return dataset
+
+
+def require_modal() -> Any:
+    """The modal client. Raises BackendError when it is not installed; an empty folder `modal` can be imported too."""
+    try:
+        metadata.version("modal")
+        import modal
+    except (metadata.PackageNotFoundError, ModuleNotFoundError) as error:
+        raise BackendError("the modal client is not installed; to install it: pip install -e '.[modal]'") from error
+    if not hasattr(modal, "App"):
+        raise BackendError(
+            f"`import modal` finds {list(modal.__path__)}, not the client: start from the project's root"
+        )
+    return modal
+
+
+def check_connection(seconds: float = CONNECTION_SECONDS) -> None:
+    """Raise BackendError within `seconds` when there is no token, or nobody answers: the client itself waits longer."""
+    require_modal()
+    from modal.config import config
+
+    if not any(config.get(key) for key in ("token_id", "oauth_refresh_token")):
+        raise BackendError("there is no Modal token on this machine; to get one: modal setup (or modal token set)")
+    address = urlparse(str(config.get("server_url")))
+    port = address.port or (443 if address.scheme == "https" else 80)
+    problem: list[str] = ["no answer"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((address.hostname, port), timeout=seconds).close()
+            problem.clear()
+        except OSError as error:
+            problem[:] = [str(error.strerror or error)]
+
+    # Looking up the name has no timeout of its own.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(seconds)
+    if problem:
+        raise BackendError(f"cannot reach Modal at {address.hostname}:{port} ({problem[0]}): is there a network here?")
+
+
+def image_packages(cuda: str) -> list[str]:
+    """What the image installs, each at the version that the lock file names: what the suite passed with."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    locked = dict(line.split("==") for line in lock_lines())
+    names = [requirement.split(">=")[0] for requirement in project["dependencies"]]
+    return [
+        f"{name}[cuda{cuda}]=={locked[name]}" if name == "mlx" else f"{name}=={locked[spelt(name, locked)]}"
+        for name in names
+    ]
+
+
+def spelt(name: str, locked: dict[str, str]) -> str:
+    """`name` as the lock file writes it."""
+    return next(each for each in locked if each.lower() == name.lower())
+
+
+def lock_lines() -> list[str]:
+    """`name==version` of the lock file."""
+    lines = (REPOSITORY / "requirements-lock.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if "==" in line and not line.startswith("#")]
+
+
+def image_key(cuda: str) -> str:
+    """12 digits that identify what the image is made of."""
+    parts = [PYTHON_VERSION, UV_VERSION, *image_packages(cuda), *lock_lines()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def own_modules(config: Any) -> list[str]:
+    """Modules of a person's own that the config names as `type: module:Class`. Raises ConfigError for one not found."""
+    from core.config import dump
+
+    names = sorted({name.split(":")[0].split(".")[0] for name in types_of(dump(config)) if ":" in name})
+    own = [name for name in names if name not in PACKAGES]
+    for name in own:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"the config names a class in '{name}', which cannot be imported here")
+    return own
+
+
+def types_of(values: Any) -> Iterator[str]:
+    """Every `type` in nested values."""
+    if isinstance(values, dict):
+        if isinstance(values.get("type"), str):
+            yield values["type"]
+        values = list(values.values())
+    for value in values if isinstance(values, list) else ():
+        yield from types_of(value)
+
+
+def attempt_seconds(timeout_seconds: float) -> float:
+    """How long an attempt trains of the time Modal gives it: the rest is for saving."""
+    return timeout_seconds - min(MOST_LEFT_FOR_SAVING, SHARE_LEFT_FOR_SAVING * timeout_seconds)
+
+
+def function_timeout(options: argparse.Namespace) -> int:
+    """Seconds after which Modal itself ends an attempt: a second lock on the hours that may be spent."""
+    seconds = options.timeout * 3600
+    if options.max_hours is not None:
+        seconds = min(seconds, options.max_hours * 3600 + MOST_LEFT_FOR_SAVING)
+    return max(60, round(seconds))
