@@ -1,0 +1,223 @@
+"""`python modal/modal_client.py status | logs | pull | push | stop | ls | generate --run NAME`: remote runs from here.
+
+A plain script beside `modal_deploy.py`, which starts them: it reads and writes the runs volume and talks to the call
+that `modal_deploy.py` made, in whatever terminal it was. What the commands do lies in `core/remote_status.py` and
+`core/remote_files.py`; a further command is a function here, a row in `COMMANDS` and its flags in `build_parser`.
+Modal is contacted only once the flags are right.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from core import remote_status
+from core.progress import show_rows
+from core.remote import RUNS_VOLUME
+from core.remote_files import RemoteFolder, RemoteState, list_runs, missing_run, remote_state
+from core.remote_launch import PULLS, check_connection, require_modal
+from core.remote_status import Call, Condition
+from core.remote_transfer import pull_run, push_run
+from utils.cli import Parser, at_least, run_command
+from utils.errors import CheckpointError, ConfigError
+from utils.gpus import find_gpu
+from utils.metrics import Row
+from utils.registry import suggestion
+
+SAMPLING = {"max_tokens": int, "temp": float, "top_p": float, "min_p": float, "seed": int}
+"""Flags of `core.generation` that travel as they are; its own defaults hold for what is not given."""
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser("Look after runs on Modal.", prog="python modal/modal_client.py")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    flags = {}
+    for name, (_, text) in COMMANDS.items():
+        flags[name] = commands.add_parser(name, help=text, description=text).add_argument
+        if name != "ls":
+            flags[name]("--run", required=True, help="its name, or its folder, as runs/NAME")
+    flags["logs"]("--follow", action="store_true", help="go on until the run is over; Ctrl-C leaves the run alone")
+    flags["logs"]("--lines", type=at_least(0), default=40, help="so many from the end; 0: all (%(default)s)")
+    for name in ("pull", "push"):
+        flags[name]("--checkpoints", choices=PULLS, default="last", help="which ones travel (%(default)s)")
+        flags[name]("--out-dir", type=Path, help="where runs lie here (runs, or the folder named with --run)")
+        flags[name]("--force", action="store_true", help="also over a later step or another config")
+    flags["stop"]("--wait", type=at_least(0), default=600, help="seconds for it to save (%(default)s)")
+    add = flags["generate"]
+    add("--prompt", action="append", help="text to continue, - reads standard input; several times for several")
+    for name, kind in SAMPLING.items():
+        add(f"--{name.replace('_', '-')}", type=kind, help="as in python -m core.generation")
+    add("--checkpoint", default="last", help="last, best or a step (%(default)s)")
+    add("--gpu", default="L4", help="as Modal names it (%(default)s)")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; `run` becomes the name, `folder` where the run lies here. Raises ConfigError."""
+    options = build_parser().parse_args(arguments)
+    if options.command == "ls":
+        return options
+    given = Path(options.run)
+    if not given.name or given.name == "..":
+        raise ConfigError(f"--run is '{options.run}'; give the name of a run, or its folder, such as runs/NAME")
+    parent = given.parent if len(given.parts) > 1 else Path("runs")
+    options.run, options.folder = given.name, (getattr(options, "out_dir", None) or parent) / given.name
+    return options
+
+
+def open_runs(modal: Any, *, create: bool = False) -> Any:
+    """The volume that remote runs are kept on."""
+    return modal.Volume.from_name(RUNS_VOLUME, create_if_missing=create, version=2 if create else None)
+
+
+def look(modal: Any, volume: Any, name: str) -> tuple[RemoteState, list[Row], Condition]:
+    """State, figures and condition of a run. Modal is asked about the call only while the end is not written down."""
+    state = remote_state(volume, name)
+    rows = remote_status.read_rows(RemoteFolder(volume, name).read("metrics.jsonl"))
+    found = remote_status.condition(state, Call(), time.time())
+    call_id = (state.launch or {}).get("call_id")
+    if call_id and not found.is_over:
+        call = remote_status.ask(modal.FunctionCall.from_id(call_id))
+        found = remote_status.condition(state, call, time.time())
+    return state, rows, found
+
+
+def known_run(modal: Any, name: str) -> Any:
+    """The runs volume, on which there is such a run. Raises CheckpointError with near names."""
+    volume = open_runs(modal)
+    if name not in list_runs(volume):
+        raise missing_run(volume, name)
+    return volume
+
+
+def say_next(commands: Sequence[str]) -> None:
+    """What to type next."""
+    print("\n  ".join(["try next:", *commands]))
+
+
+def status(options: argparse.Namespace, modal: Any) -> None:
+    """Print how a run is doing."""
+    state, rows, found = look(modal, known_run(modal, options.run), options.run)
+    print(show_rows(remote_status.describe(options.run, state, rows, found, time.time())))
+    say_next(remote_status.next_commands(options.run, found, state.launch))
+
+
+def logs(options: argparse.Namespace, modal: Any) -> None:
+    """Print what its containers have printed."""
+    volume = known_run(modal, options.run)
+    folder = RemoteFolder(volume, options.run)
+    text = remote_status.read_output(folder)
+    print(remote_status.last_lines(text, options.lines), end="", flush=True)
+    launch = remote_state(volume, options.run).launch or {}
+    if "app_id" in launch:
+        every = launch.get("sync_seconds", remote_status.SYNC_SECONDS)
+        print(f"(up to {every:.0f} s old; live: modal app logs {launch['app_id']} --follow)", file=sys.stderr)
+    if options.follow:
+        remote_status.follow(
+            lambda: remote_status.read_output(folder),
+            lambda: look(modal, volume, options.run)[2].is_over,
+            lambda piece: print(piece, end="", flush=True),
+            seen=text,
+        )
+
+
+def pull(options: argparse.Namespace, modal: Any) -> None:
+    """Bring a run home."""
+    volume = known_run(modal, options.run)
+    step = pull_run(volume, options.folder, options.checkpoints, say, force=options.force)
+    print(f"{options.folder}: {'no checkpoint' if step is None else f'step {step:,}'} as on Modal")
+
+
+def push(options: argparse.Namespace, modal: Any) -> None:
+    """Bring a run from here to the volume, where `modal_deploy.py --resume` goes on with it."""
+    if not (options.folder / "config.yaml").is_file():
+        near = [path.parent.name for path in options.folder.parent.glob("*/config.yaml")]
+        raise CheckpointError(f"there is no run {options.folder}{suggestion(options.run, near)}")
+    step = push_run(open_runs(modal, create=True), options.folder, options.checkpoints, say, force=options.force)
+    print(f"{options.folder}: {'no checkpoint' if step is None else f'step {step:,}'} on Modal as here")
+
+
+def stop(options: argparse.Namespace, modal: Any) -> None:
+    """End a run; it saves first."""
+    volume = known_run(modal, options.run)
+    state, _, found = look(modal, volume, options.run)
+    call_id = (state.launch or {}).get("call_id")
+    if call_id and not found.is_over:
+        print(f"stopping {options.run}; it saves first", flush=True)
+        call = modal.FunctionCall.from_id(call_id)
+        remote_status.stop(call, lambda: remote_state(volume, options.run), patience_seconds=options.wait)
+        state, _, found = look(modal, volume, options.run)
+    saved = "nothing is saved" if state.newest_step is None else f"step {state.newest_step:,} is saved"
+    print(f"{options.run}: {found.state}; {saved}")
+    say_next(remote_status.next_commands(options.run, found, state.launch))
+
+
+def ls(options: argparse.Namespace, modal: Any) -> None:
+    """Print a line for every run."""
+    volume = open_runs(modal)
+    names = list_runs(volume)
+    lines = [remote_status.cells(name, *look(modal, volume, name), time.time()) for name in names]
+    if not lines:
+        print("there are no runs on Modal yet; to start one: modal run modal/modal_deploy.py --config X.yaml")
+        return
+    Console(width=None if sys.stdout.isatty() else 180).print(remote_status.table_of(lines))
+
+
+def generation_arguments(options: argparse.Namespace) -> list[str]:
+    """The command line for `core.generation` there. Raises ConfigError here, where a mistake costs nothing."""
+    from core.generation import read_prompts
+    from core.sampling import SamplingOptions
+
+    given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
+    SamplingOptions(**{name: value for name, value in given.items() if name not in ("max_tokens", "seed")})
+    if given.get("max_tokens", 1) < 1:
+        raise ConfigError(f"max_tokens is {given['max_tokens']}; give at least 1")
+    prompts = [f"--prompt={prompt}" for prompt in read_prompts(options.prompt)]
+    sampling = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    return [*prompts, *sampling, f"--checkpoint={options.checkpoint}"]
+
+
+def generate(options: argparse.Namespace, modal: Any) -> int:
+    """Continue a prompt with a run's checkpoint, on a GPU there."""
+    known_run(modal, options.run)
+    import modal_deploy  # A sibling: the folder of a script is on the path.
+
+    with modal.enable_output(), modal_deploy.app.run():
+        return modal_deploy.generate.with_options(gpu=options.gpu).remote(options.run, options.arguments)
+
+
+def say(line: str) -> None:
+    """News while files travel."""
+    print(line, flush=True)
+
+
+COMMANDS = {
+    "status": (status, "say how a run is doing, what it has cost and what to type next"),
+    "logs": (logs, "show what a run has printed"),
+    "pull": (pull, "bring a run home"),
+    "push": (push, "bring a run from here to Modal"),
+    "stop": (stop, "end a run, which saves first"),
+    "ls": (ls, "list all runs"),
+    "generate": (generate, "continue text with a run's checkpoint, on a GPU there"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    """Check everything that needs no network, then do what was asked."""
+    options = parse_arguments(arguments)
+    if options.command == "generate":
+        find_gpu(options.gpu)
+        options.arguments = generation_arguments(options)
+    modal = require_modal()
+    check_connection()
+    with remote_status.explained():
+        return COMMANDS[options.command][0](options, modal)
+
+
+if __name__ == "__main__":
+    run_command(main)
