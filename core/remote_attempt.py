@@ -158,24 +158,22 @@ def work(desk: Desk, place: Place, left: float | None, say: Callable[[str], None
 
     step = restore(desk.folder, place.run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
     say("starting" if step is None else f"going on from step {step}")
-    child = Child(training_command(order, place), folder=place.root, output=place.output, shows_bar=order.shows_bar)
-    began = time.monotonic()
-    try:
-        code = watch(child, desk, place, began + min(order.attempt_seconds, left if left is not None else float("inf")))
-    except BaseException:
-        child.interrupt(INTERRUPT_GRACE_SECONDS)
-        raise
-    finally:
-        child.kill()
-    if code is None:
-        code = child.interrupt(SAVE_SECONDS)
-        bring(desk, place)
-        if code != 0:
-            if left is not None and left <= order.attempt_seconds:
-                return out_of_hours(desk)
-            raise desk.give_back("out of time", f"saved after {order.attempt_seconds / 3600:.3g} hours; going on")
+    allowed = min(order.attempt_seconds, left if left is not None else float("inf"))
+    with Child(training_command(order, place), place.root, place.output, shows_bar=order.shows_bar) as child:
+        try:
+            code = watch(child, desk, place, time.monotonic() + allowed)
+        except BaseException:
+            child.interrupt(INTERRUPT_GRACE_SECONDS)
+            raise
+        is_over = code is None
+        if code is None:
+            code = child.interrupt(SAVE_SECONDS)
     bring(desk, place)
-    return conclude(desk, code, list(child.last_errors))
+    if not is_over or code == 0:
+        return conclude(desk, code, list(child.last_errors))
+    if left is not None and left <= order.attempt_seconds:
+        return out_of_hours(desk)
+    raise desk.give_back("out of time", f"saved after {order.attempt_seconds / 3600:.3g} hours; going on")
 
 
 def watch(child: Child, desk: Desk, place: Place, deadline: float) -> int | None:
@@ -276,18 +274,19 @@ def keep_output(output: Path, kept: Path, number: int) -> None:
     temporary.replace(kept)
 
 
+def smoke_command(report: Path) -> list[str]:
+    """The smoke test, which writes what it found into `report`."""
+    return [sys.executable, "-m", "core.smoke", "--json", str(report)]
+
+
 def check_image(desk: Desk, place: Place) -> Outcome | None:
     """Run the smoke test once for each image and GPU; the end of the run when it fails."""
     passed = mounted(RUNS_MOUNT) / SMOKE / f"{desk.order.image}-{desk.order.gpu}.json"
     if passed.is_file():
         return None
     report = place.root / "smoke.json"
-    command = [sys.executable, "-m", "core.smoke", "--json", str(report)]
-    child = Child(command, folder=place.root, output=place.output)
-    try:
+    with Child(smoke_command(report), place.root, place.output) as child:
         code = child.wait(SAVE_SECONDS)
-    finally:
-        child.kill()
     if code != 0:
         bring(desk, place)
         said = "took too long" if code is None else explain_exit(code)

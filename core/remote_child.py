@@ -20,13 +20,14 @@ SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 SHORTEST_SECRET = 8
 NUM_LAST_LINES = 20
 BAR_WIDTH = 24
+KILL_SECONDS = 5.0
 STEP_LINE = re.compile(r"step (\d+)/(\d+)  ")
 
 
 class Child:
-    """A running command. Its output goes to this process's output and to a file."""
+    """A running command, killed when its block is left. Its output goes to this process's output and to a file."""
 
-    def __init__(self, command: Sequence[str], *, folder: Path, output: Path, shows_bar: bool = False) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, output: Path, *, shows_bar: bool = False) -> None:
         """`folder`: where it runs; `output`: text file its lines are appended to."""
         self._shows_bar = shows_bar
         self._secrets = [value for name in SECRETS if len(value := os.environ.get(name, "")) >= SHORTEST_SECRET]
@@ -51,16 +52,23 @@ class Child:
         for reader in self._readers:
             reader.start()
 
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def _pass_on(self, source: IO[str], destination: TextIO) -> None:
-        for raw in source:
-            line = self._without_secrets(raw)
-            if destination is sys.stderr:
-                self.last_errors.append(line.rstrip("\n"))
-            with self._writing:
-                with self._output.open("a", encoding="utf-8") as file:
-                    file.write(line)
-                destination.write(moving_bar(line) if self._shows_bar else line)
-                destination.flush()
+        with source:
+            for raw in source:
+                line = self._without_secrets(raw)
+                if destination is sys.stderr:
+                    self.last_errors.append(line.rstrip("\n"))
+                with self._writing:
+                    with self._output.open("a", encoding="utf-8") as file:
+                        file.write(line)
+                    destination.write(moving_bar(line) if self._shows_bar else line)
+                    destination.flush()
 
     def _without_secrets(self, line: str) -> str:
         for secret in self._secrets:
@@ -83,13 +91,14 @@ class Child:
         code = self.wait(grace_seconds)
         if code is None:
             self.kill()
-            code = self.wait(grace_seconds)
+            code = self.wait(KILL_SECONDS)
         return -signal.SIGKILL if code is None else code
 
     def kill(self) -> None:
         """End it and all it started at once, if it still runs."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
+        self.wait(KILL_SECONDS)
 
 
 def module_folders() -> list[str]:

@@ -39,11 +39,8 @@ def run_generation(runs: Volume, name: str, arguments: Sequence[str]) -> int:
 
 def run(command: list[str], folder: Path) -> int:
     """Run a command to its end, its lines passed on; its exit code, 1 when a signal ended it."""
-    child = Child(command, folder=folder, output=folder / "output.txt")
-    try:
+    with Child(command, folder, folder / "output.txt") as child:
         code = child.wait(LONGEST_SECONDS)
-    finally:
-        child.kill()
     if code is None or code < 0:
         print("error: took too long" if code is None else f"error: {explain_exit(code)}", file=sys.stderr)
         return 1
