@@ -16,16 +16,9 @@ from typing import Any
 from core.checkpoint import newest_valid
 from core.config import to_yaml
 from core.remote import LAUNCH, Order
-from core.remote_files import (
-    RemoteFolder,
-    pull_run,
-    push_run,
-    remote_state,
-    remove_run,
-    upload_data,
-    upload_weights,
-)
+from core.remote_files import RemoteFolder, remote_state, remove_run, upload_data, upload_weights
 from core.remote_launch import Launch, attempt_seconds, function_timeout, image_key
+from core.remote_transfer import pull_run, push_run
 from core.run import refuse_other_config, run_folder
 from utils.cli import warn
 from utils.errors import CheckpointError, ConfigError, UserError

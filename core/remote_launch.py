@@ -9,6 +9,7 @@ connection stands in `core/remote_journey.py`. To add an option, add it to `make
 import argparse
 import hashlib
 import importlib.util
+import json
 import socket
 import threading
 import tomllib
@@ -121,7 +122,7 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
     # Not at the top: a container imports this file's neighbours before it is known whether MLX works there.
     from core.config import load_with_notes
     from core.progress import show_rows
-    from core.remote_plan import plan_remote, rows
+    from core.remote_plan import check_before_data, plan_remote, rows
     from core.run import run_folder
 
     loaded = load_with_notes(options.config, options.overrides)
@@ -130,9 +131,20 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
     config = loaded.config
     refuse_several_ranks(config)
     refuse_run_here(config, options)
+    own_modules(config)
+    check_before_data(config, gpu)
     check_connection()
-    dataset = prepare_data(config, options, say)
-    plan = plan_remote(config, dataset, gpu, max_hours=options.max_hours)
+    dataset, step = prepare_data(config, options, say)
+    plan = plan_remote(
+        config,
+        dataset,
+        gpu,
+        max_hours=options.max_hours,
+        first_step=step,
+        region=options.region,
+        cores=options.cpu,
+        gib=options.memory,
+    )
     say(f"plan of {run_folder(config)} on Modal\n{show_rows(rows(plan))}")
     return Launch(options, detached, gpu, config, dataset, plan.plan.total_steps)
 
@@ -160,10 +172,13 @@ def refuse_run_here(config: Any, options: argparse.Namespace) -> None:
         open_run(config, resume=False, overwrite=False)
 
 
-def prepare_data(config: Any, options: argparse.Namespace, say: Callable[[str], None]) -> Any:
-    """The dataset, prepared on this machine; a run that goes on keeps its tokenizer and must get its corpus."""
+def prepare_data(config: Any, options: argparse.Namespace, say: Callable[[str], None]) -> tuple[Any, int]:
+    """The dataset, prepared on this machine, and the newest step here.
+
+    A run that goes on keeps its tokenizer and must get its corpus. Raises DataError.
+    """
     from core.assembly import refuse_other_data
-    from core.checkpoint import newest_valid, read_checkpoint
+    from core.checkpoint import newest_valid
     from core.initial_weights import initial_tokenizer
     from core.run import run_folder
     from data.tokenizer import Tokenizer
@@ -178,9 +193,11 @@ def prepare_data(config: Any, options: argparse.Namespace, say: Callable[[str], 
         tokenizer = initial_tokenizer(Path(config.init_from), say)
     dataset = config.data.build(config.seed, tokenizer=tokenizer, report=say)
     newest = newest_valid(folder / "checkpoints", warn) if options.resume else None
-    if newest is not None:
-        refuse_other_data(dataset, read_checkpoint(newest).state)
-    return dataset
+    if newest is None:
+        return dataset, 0
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    refuse_other_data(dataset, state)
+    return dataset, state["step"]
 
 
 def require_modal() -> Any:

@@ -1,5 +1,6 @@
 # Sourced by every scripts/run_*.sh: moves to the checkout, makes .venv, installs MLX with the backend of this machine
-# and starts things. `run_config FILE [ARGUMENTS]` trains a config; `install EXTRAS` only installs. Runs on bash 3.2.
+# and starts things. `run_config FILE [ARGUMENTS]` trains a config, `run_on_modal` does so on Modal, `install EXTRAS` only
+# installs. Runs on bash 3.2.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -98,4 +99,15 @@ run_config() {
     exec caffeinate -i $VENV_PYTHON -m core.training --config "$@"
   fi
   exec $VENV_PYTHON -m core.training --config "$@"
+}
+
+# Sends a run to Modal. `--detach`, when it comes first, is Modal's own: the run then survives this terminal.
+run_on_modal() {
+  local detach=""
+  install modal
+  if [ "${1:-}" = --detach ]; then
+    detach=--detach
+    shift
+  fi
+  exec .venv/bin/modal run $detach modal/modal_deploy.py "$@"
 }
