@@ -134,7 +134,7 @@ def findings_of_child(
 def receive(ours: Connection, child: Any, errors: Path, patience: float) -> Outcome:
     """What the child sends next. Raises Lost."""
     if not ours.poll(patience):
-        raise Lost(f"no answer in {patience:.0f} s")
+        raise Lost(f"no answer in {patience:.3g} s")
     try:
         return ours.recv()
     except (EOFError, OSError):  # OSError: it died in the middle of a message.
@@ -159,12 +159,15 @@ def outcome_of(path: str) -> Outcome:
         report = import_object(path)()
     except Exception as error:  # One check that raises must not hide the others.
         return "FAILED", with_advice(f"{type(error).__name__}: {' '.join(str(error).split())}"), {}
-    return ("FAILED", "; ".join(report.problems), report.figures) if report.problems else ("ok", *report[:2])
+    if report.problems:
+        return "FAILED", with_advice("; ".join(report.problems), otherwise=None), report.figures
+    return "ok", report.text, report.figures
 
 
-def with_advice(text: str) -> str:
-    """An error's text and what to try."""
-    return f"{text}; {next((say for parts, say in ADVICE if any(part in text for part in parts)), NO_ADVICE)}"
+def with_advice(text: str, otherwise: str | None = NO_ADVICE) -> str:
+    """An error's text and what to try; `otherwise` when no row of `ADVICE` knows."""
+    advice = next((say for parts, say in ADVICE if any(part in text for part in parts)), otherwise)
+    return f"{text}; {advice}" if advice else text
 
 
 def machine_facts() -> dict[str, Any]:
