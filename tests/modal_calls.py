@@ -14,8 +14,9 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from modal_proto import api_pb2 as pb
 
+from tests.modal_apps import App
 from tests.modal_containers import Container, interrupt, kill, send
-from tests.modal_objects import App, ObjectCalls
+from tests.modal_objects import ObjectCalls
 
 RESULT = pb.GenericResult
 SUCCESS, FAILURE = RESULT.GENERIC_STATUS_SUCCESS, RESULT.GENERIC_STATUS_FAILURE
@@ -63,7 +64,7 @@ class FunctionCalls(ObjectCalls):
         asynchronous = request.function_call_invocation_type == pb.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
         app = self.apps[self.app_of[request.function_id]]
         (item,) = request.pipelined_inputs
-        identity = f"fc-{len(self.calls_by_id) + 1}"
+        identity = f"fc-{len(self.calls_by_id) + 1:026}"
         call = Call(identity, app, request.function_id, function, asynchronous, item.input)
         self.calls_by_id[identity] = call
         self.schedule(call)
@@ -118,14 +119,14 @@ class FunctionCalls(ObjectCalls):
             await self.finish(call, pb.GenericResult(status=TERMINATED, exception="the call was cancelled"))
 
     async def AppClientDisconnect(self, request: pb.AppClientDisconnectRequest, _: Container | None):
-        app = self.apps[request.app_id]
+        app = self.app(request.app_id)
         app.left = True
         if not app.detached:
             await self._stop(app)
         self.settle(app)
 
     async def AppStop(self, request: pb.AppStopRequest, _: Container | None):
-        app = self.apps[request.app_id]
+        app = self.app(request.app_id)
         app.left = True
         await self._stop(app)
         self.settle(app)

@@ -23,7 +23,7 @@ from modal_proto import api_pb2 as pb
 from tests.modal_mounts import Mount
 
 MARK = "LOOPBACK_CONTAINER"
-"""Environment variable by which all processes of a container are known, whoever adopted them."""
+"""Environment variable by which all processes of a container are known, whoever adopted them: its folder."""
 
 ONLY_OURS = """import sys
 
@@ -72,7 +72,7 @@ class Container:
 
     def processes(self) -> list[int]:
         """Ids of its processes, main one included."""
-        return marked(MARK, self.identity) if os.path.isdir("/proc/self") else family(self.pid)
+        return marked(MARK, str(self.folder)) if os.path.isdir("/proc/self") else family(self.pid)
 
     def descendants(self) -> list[int]:
         """Ids of the processes that its main one started."""
@@ -96,7 +96,7 @@ class Container:
             "OMP_NUM_THREADS": "1",
             **image,
             **secrets,
-            MARK: self.identity,
+            MARK: str(self.folder),
             "PIPPIN_MOUNTS": str(self.folder / "volumes"),
             "MODAL_IS_REMOTE": "1",
             "MODAL_TASK_ID": self.identity,

@@ -21,11 +21,11 @@ from grpclib.exceptions import GRPCError
 from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
 
+from tests.modal_apps import App
 from tests.modal_blocks import Blocks
 from tests.modal_calls import Call
 from tests.modal_containers import Container, kill
 from tests.modal_mounts import Volume
-from tests.modal_objects import App
 from tests.modal_tasks import ContainerCalls
 
 POLL_SECONDS = 0.02

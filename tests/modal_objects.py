@@ -1,20 +1,17 @@
-"""What clients create on the loopback control plane: apps, images, mounted files, secrets, functions and their options.
+"""What clients create on the loopback control plane: images, mounted files, secrets, functions and their options.
 
 Everything is recorded as the protobuf that arrived, for tests to assert on: which GPU, which timeout, which volumes.
 Images are built at once, and nothing runs of their recipe but its `ENV` lines. To answer another call, add a method of
 its name to one of the classes that a control plane inherits.
 """
 
-import asyncio
-import dataclasses
-import time
 from pathlib import Path
-from typing import Any
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from modal_proto import api_pb2 as pb
 
+from tests.modal_apps import AppCalls
 from tests.modal_blocks import Blocks
 from tests.modal_containers import Container, image_environment
 
@@ -23,27 +20,9 @@ RESERVED = ("resources", "volume_mounts", "secret_ids", "mount_ids", "replace_vo
 """Options that do not simply replace the function's field of the same name."""
 
 
-@dataclasses.dataclass
-class App:
-    """One `modal run`, from its start until its last container is gone."""
-
-    identity: str
-    description: str
-    detached: bool
-    log: list[pb.TaskLogsBatch] = dataclasses.field(default_factory=list)
-    left: bool = False
-    """Whether the client is gone."""
-    stopped: bool = False
-    """Whether its containers have to end."""
-    done: bool = False
-    news: asyncio.Condition = dataclasses.field(default_factory=asyncio.Condition)
-    created: float = dataclasses.field(default_factory=time.time)
-
-
-class ObjectCalls:
+class ObjectCalls(AppCalls):
     """A control plane inherits it."""
 
-    apps: dict[str, App]
     blocks: Blocks
     images: dict[str, pb.Image]
     files: dict[str, bytes]
@@ -53,68 +32,6 @@ class ObjectCalls:
     functions_by_id: dict[str, pb.Function]
     app_of: dict[str, str]
     bound: dict[str, pb.FunctionOptions]
-
-    # Apps and what they print.
-
-    async def AppCreate(self, request: pb.AppCreateRequest, _: Container | None):
-        identity = f"ap-{len(self.apps) + 1}"
-        detached = request.app_state == pb.APP_STATE_DETACHED
-        self.apps[identity] = App(identity, request.description, detached)
-        return pb.AppCreateResponse(app_id=identity, app_page_url=f"http://127.0.0.1/apps/{identity}")
-
-    async def EnvironmentGetOrCreate(self, _request: pb.EnvironmentGetOrCreateRequest, _: Container | None):
-        settings = pb.EnvironmentSettings(image_builder_version="2025.06")
-        metadata = pb.EnvironmentMetadata(name="main", settings=settings)
-        return pb.EnvironmentGetOrCreateResponse(environment_id="en-1", metadata=metadata)
-
-    async def AppList(self, _request: pb.AppListRequest, _: Container | None):
-        response = pb.AppListResponse()
-        for app in self.apps.values():
-            running = pb.APP_STATE_DETACHED if app.detached else pb.APP_STATE_EPHEMERAL
-            state = pb.APP_STATE_STOPPED if app.done else running
-            response.apps.add(app_id=app.identity, description=app.description, state=state, created_at=app.created)
-        return response
-
-    def log(self, app: App, text: str, descriptor: int, task_id: str = "") -> None:
-        """Adds to what the app's clients are shown."""
-        item = pb.TaskLogs(data=text, file_descriptor=descriptor, timestamp=time.time())  # type: ignore[arg-type]
-        app.log.append(pb.TaskLogsBatch(task_id=task_id, entry_id=str(len(app.log) + 1), items=[item]))
-        self.tell(app)
-
-    def tell(self, app: App) -> None:
-        """Wakes whoever waits for news of an app."""
-
-        async def wake() -> None:
-            async with app.news:
-                app.news.notify_all()
-
-        self.background(wake())
-
-    def background(self, work: Any) -> asyncio.Task[Any]:
-        raise NotImplementedError
-
-    async def AppGetLogs(self, request: pb.AppGetLogsRequest, _: Container | None):
-        app = self.apps[request.app_id]
-        position = int(request.last_entry_id or 0)
-        left_before = app.left
-        deadline = asyncio.get_running_loop().time() + request.timeout
-        while True:
-            while position < len(app.log):
-                yield app.log[position]
-                position += 1
-            # A detached app goes on when its client leaves, but the client need not wait for it.
-            if app.done or (app.left and app.detached and not left_before):
-                yield pb.TaskLogsBatch(app_done=True)
-                return
-            remaining = deadline - asyncio.get_running_loop().time()
-            if remaining <= 0:
-                return
-            async with app.news:
-                if position == len(app.log) and not app.done:
-                    try:
-                        await asyncio.wait_for(app.news.wait(), remaining)
-                    except TimeoutError:
-                        return
 
     # Images, files, secrets, long arguments.
 

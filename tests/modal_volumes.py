@@ -5,6 +5,7 @@ blocks over HTTP (`modal_blocks.py`). The older version's calls are refused, so 
 is noticed. To answer another call, add a method of its name.
 """
 
+import itertools
 import os
 import shutil
 import time
@@ -27,6 +28,7 @@ class VolumeCalls:
     """What clients and containers ask of volumes. A control plane inherits it."""
 
     blocks: Blocks
+    numbers: "itertools.count[int]"
     volumes: dict[str, Volume]
     folder: Path
 
@@ -35,7 +37,7 @@ class VolumeCalls:
         for volume in self.volumes.values():
             if volume.name == name:
                 return volume
-        volume = Volume(f"vo-{len(self.volumes) + 1}", name, version, self.folder / "volumes" / name, time.time())
+        volume = Volume(f"vo-{next(self.numbers)}", name, version, self.folder / "volumes" / name, time.time())
         self.volumes[volume.identity] = volume
         return volume
 
@@ -52,7 +54,7 @@ class VolumeCalls:
             raise GRPCError(Status.NOT_FOUND, f"Volume '{request.deployment_name}' not found in environment '{where}'")
         if exists and how == pb.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
             raise GRPCError(Status.ALREADY_EXISTS, f"Volume '{request.deployment_name}' already exists")
-        name = request.deployment_name or f"ephemeral-{len(self.volumes) + 1}"
+        name = request.deployment_name or f"ephemeral-{next(self.numbers)}"
         volume = self.volume_named(name, request.version or pb.VOLUME_FS_VERSION_V1)
         return pb.VolumeGetOrCreateResponse(
             volume_id=volume.identity, version=volume.version, metadata=volume.metadata()
