@@ -198,6 +198,4 @@ def bring_home(launch: Launch, runs: Any, say: Say) -> None:
         return
     step = pull_run(runs, folder, launch.options.pull, say, force=launch.options.overwrite)
     if step is not None:
-        quoted = shlex.quote(str(folder))
-        say(f'step {step} is in {folder}; try next:\n  python -m core.generation --run {quoted} --prompt "def"')
-        say(f"  python tools/plot-logs.py {quoted}")
+        say(f"step {step} is in {folder}, where the commands above work")
