@@ -7,6 +7,7 @@ the container wrote; a call that ended with neither gave up. The functions take 
 `modal/modal_client.py`; to show another figure, edit `describe` for `status` and `COLUMNS` with `cells` for `ls`.
 """
 
+import codecs
 import contextlib
 import math
 import shlex
@@ -50,7 +51,7 @@ class Condition(NamedTuple):
     """The state of a run in a word or two."""
 
     state: str
-    """One of `ENDED`, or: here only | starting | running | silent | between attempts | ending | gave up"""
+    """One of `ENDED`, or: here only | starting | running | silent | between attempts | ending | gave up | not begun"""
     detail: str
     is_over: bool
     """Nothing happens any more unless somebody starts it."""
@@ -132,8 +133,10 @@ def condition(state: RemoteState, call: Call, now: float) -> Condition:
     if call.is_over:
         if last is not None and last.outcome == "running" and not is_silent(state, last, now):
             return Condition("ending", f"Modal has ended the call ({call.message}); it may still be saving", False)
-        tried = f"after {counted(len(attempts), 'attempt')}" if attempts else "before it began"
         why = call.message or first_line(last.message if last is not None else "")
+        if last is None:
+            return Condition("not begun", "; ".join(["the call is over", *([why] if why else [])]), is_over=True)
+        tried = f"after {len(attempts)} attempt{'s' * (len(attempts) > 1)}"
         return Condition("gave up", f"{tried}: {why}" if why else tried, is_over=True)
     if last is None:
         since = (state.launch or {}).get("launched")
@@ -151,11 +154,6 @@ def condition(state: RemoteState, call: Call, now: float) -> Condition:
 def ago(then: float, now: float) -> str:
     """`1:05`; clocks of two machines may differ, so never less than nothing."""
     return format_time(now - then)
-
-
-def counted(count: int, word: str) -> str:
-    """`1 attempt`, `2 attempts`."""
-    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def read_rows(text: bytes | None) -> list[Row]:
@@ -307,8 +305,8 @@ def table_of(lines: Iterable[Sequence[str]]) -> Table:
 
 
 def read_output(folder: RemoteFolder) -> str:
-    """What a run's containers have printed, as far as it has reached the volume."""
-    return (folder.read(OUTPUT) or b"").decode(errors="replace")
+    """What a run's containers have printed, as far as it has reached the volume; half a letter at the end waits."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(folder.read(OUTPUT) or b"")
 
 
 def last_lines(text: str, count: int) -> str:
@@ -318,11 +316,7 @@ def last_lines(text: str, count: int) -> str:
 
 def new_text(seen: str, text: str) -> str:
     """What has come since `seen` was all there was; all of it when it is another text, as after a new start."""
-    if text.startswith(seen):
-        return text[len(seen) :]
-    tail = "".join(seen.splitlines(keepends=True)[-3:])  # The front may have been cut off.
-    place = text.rfind(tail) if len(tail) > 20 else -1
-    return text if place < 0 else text[place + len(tail) :]
+    return text.removeprefix(seen)
 
 
 def follow(

@@ -7,6 +7,7 @@ Modal is contacted only once the flags are right.
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -130,7 +131,10 @@ def pull(options: argparse.Namespace, modal: Any) -> None:
     """Bring a run home."""
     volume = known_run(modal, options.run)
     step = pull_run(volume, options.folder, options.checkpoints, say, force=options.force)
-    print(f"{options.folder}: {'no checkpoint' if step is None else f'step {step:,}'} as on Modal")
+    print(f"{options.folder}: {'no checkpoint' if step is None else f'step {step:,}'}")
+    folder, config = shlex.quote(str(options.folder)), shlex.quote(str(options.folder / "config.yaml"))
+    go_on = f"python -m core.training --config {config} --resume"
+    say_next([f'python -m core.generation --run {folder} --prompt "def"', f"python tools/plot-logs.py {folder}", go_on])
 
 
 def push(options: argparse.Namespace, modal: Any) -> None:
@@ -138,8 +142,17 @@ def push(options: argparse.Namespace, modal: Any) -> None:
     if not (options.folder / "config.yaml").is_file():
         near = [path.parent.name for path in options.folder.parent.glob("*/config.yaml")]
         raise CheckpointError(f"there is no run {options.folder}{suggestion(options.run, near)}")
-    step = push_run(open_runs(modal, create=True), options.folder, options.checkpoints, say, force=options.force)
-    print(f"{options.folder}: {'no checkpoint' if step is None else f'step {step:,}'} on Modal as here")
+    volume = open_runs(modal, create=True)
+    if options.run in list_runs(volume):
+        found = look(modal, volume, options.run)[2]
+        if not found.is_over:
+            raise CheckpointError(
+                f"the run {options.run} is {found.state} on Modal ({found.detail}): stop it first, two would write it"
+            )
+    step = push_run(volume, options.folder, options.checkpoints, say, force=options.force)
+    print(f"{options.run} on Modal: {'no checkpoint' if step is None else f'step {step:,}'}")
+    config = shlex.quote(str(options.folder / "config.yaml"))
+    say_next([f"modal run modal/modal_deploy.py --config {config} --resume"])
 
 
 def stop(options: argparse.Namespace, modal: Any) -> None:
@@ -211,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     """Check everything that needs no network, then do what was asked."""
     options = parse_arguments(arguments)
     if options.command == "generate":
-        find_gpu(options.gpu)
+        options.gpu = find_gpu(options.gpu).name
         options.arguments = generation_arguments(options)
     modal = require_modal()
     check_connection()

@@ -3,14 +3,15 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import modal.exception
 import pytest
 from rich.console import Console
 
-from core.remote import Attempt, Outcome
-from core.remote_files import RemoteState
+from core.remote import OUTPUT, Attempt, Outcome
+from core.remote_files import RemoteFolder, RemoteState
 from core.remote_status import (
     COLUMNS,
     Call,
@@ -25,11 +26,13 @@ from core.remote_status import (
     last_lines,
     new_text,
     next_commands,
+    read_output,
     read_rows,
     seconds_left,
     stop,
     table_of,
 )
+from tests.folder_volume import FolderVolume
 from utils.errors import BackendError
 
 NOW = 1_700_000_000.0
@@ -85,7 +88,7 @@ class FakeCall:
         ([], None, Call(), "here only", True),
         ([], LAUNCH, Call(), "starting", False),
         ([], LAUNCH, Call(is_over=False), "starting", False),
-        ([], LAUNCH, Call(is_over=True, message="no such image"), "gave up", True),
+        ([], LAUNCH, Call(is_over=True, message="no such image"), "not begun", True),
         ([CRASHED, RUNNING], LAUNCH, Call(is_over=False), "running", False),
         ([RUNNING._replace(seen=NOW - 119)], LAUNCH, Call(is_over=False), "running", False),
         ([RUNNING._replace(seen=NOW - 121)], LAUNCH, Call(is_over=False), "silent", False),
@@ -106,7 +109,7 @@ class FakeCall:
             "starting",
             False,
         ),
-        ([CRASHED._replace(outcome="stopped")], LAUNCH | {"attempts_before": 1}, Call(is_over=True), "gave up", True),
+        ([CRASHED._replace(outcome="stopped")], LAUNCH | {"attempts_before": 1}, Call(is_over=True), "not begun", True),
         # What the call returned is true whatever the volume shows so far.
         ([RUNNING], LAUNCH, Call(True, Outcome("finished", 0, 200, "")), "finished", True),
         ([], LAUNCH, Call(True, Outcome("refused", 2, 0, "bad key")), "refused", True),
@@ -128,7 +131,9 @@ def test_the_detail_says_what_happened_and_what_follows() -> None:
     assert detail() == "waiting for a container for 1:06:40"
     assert detail(CRASHED, call=Call(True, message="TryAgainError")) == "after 1 attempt: TryAgainError"
     assert detail(CRASHED, CRASHED, call=Call(True)) == "after 2 attempts: killed by SIGKILL"
-    assert detail(call=Call(True)) == "before it began"
+    assert detail(CRASHED._replace(message=""), call=Call(True)) == "after 1 attempt"
+    assert detail(call=Call(True)) == "the call is over"
+    assert detail(call=Call(True, message="no image")) == "the call is over; no image"
 
 
 def test_only_the_attempts_of_the_newest_launch_count_for_its_state() -> None:
@@ -290,21 +295,22 @@ def test_the_table_has_a_cell_for_each_column_and_takes_names_as_they_are() -> N
         ("", "a\n", "a\n"),
         ("a\n", "a\n", ""),
         ("a\nb", "a\nbc\nd\n", "c\nd\n"),
-        (
-            "first line\nsecond line\nthird line\n",
-            "second line\nthird line\nfourth\n",
-            "second line\nthird line\nfourth\n",
-        ),
-        (
-            "cut off\nfirst line\nsecond line\nthird line\n",
-            "first line\nsecond line\nthird line\nfourth\n",
-            "fourth\n",
-        ),
         ("of another run\n", "a\n", "a\n"),
     ],
 )
 def test_only_what_is_new_is_shown(seen: str, text: str, new: str) -> None:
     assert new_text(seen, text) == new
+
+
+def test_half_a_letter_at_the_end_waits_for_its_other_half(tmp_path: Path) -> None:
+    """Else the text of the next poll would not begin with this one, and all of it would be shown again."""
+    volume, whole = FolderVolume(tmp_path), "a\n\u00e9\n".encode()
+    folder = RemoteFolder(volume, "a-run")
+    assert read_output(folder) == ""
+    folder.write(OUTPUT, whole[:3])
+    assert read_output(folder) == "a\n"
+    folder.write(OUTPUT, whole)
+    assert read_output(folder) == "a\n\u00e9\n"
 
 
 def test_last_lines() -> None:
@@ -357,6 +363,7 @@ SAVED = state_of(RUNNING._replace(outcome="stopped", ended=NOW, step=126), newes
         # No container yet, but one may be coming until Modal says that the call is over.
         ([state_of(), state_of(RUNNING), SAVED], [TimeoutError()], 2),
         ([state_of()], [CANCELLED], 0),
+        ([state_of()], [modal.exception.NotFoundError("no such call")], 0),
         ([state_of(CRASHED), state_of(CRASHED)], [TimeoutError(), CANCELLED], 1),
         # A container that died says nothing any more.
         ([state_of(RUNNING._replace(seen=NOW - 500))], [CANCELLED], 0),
@@ -373,5 +380,6 @@ def test_stopping_waits_until_it_is_saved(states: list[RemoteState], answers: li
 
 
 def test_stopping_gives_up_waiting_and_says_what_to_do() -> None:
+    """Three waits of five seconds: a fourth state would be one too many."""
     with pytest.raises(BackendError, match="not said within 15 s that it has saved.*modal app stop ap-1"):
-        stopped_by([state_of(RUNNING)] * 10, [], patience=15)
+        stopped_by([state_of(RUNNING)] * 4, [], patience=15)
