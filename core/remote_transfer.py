@@ -50,6 +50,8 @@ from utils.memory import format_bytes
 
 Which = Literal["last", "best", "all", "none"]
 RUN_FILES = OWN_FILES - {"lock", CHECKPOINTS}
+REPLACED = "replaced"
+"""In `INCOMING`: what a forced pull takes out of the run."""
 MAX_TRIES = 3
 """A run that goes on deletes checkpoints while they are being read."""
 
@@ -114,16 +116,17 @@ def _pull(remote: RemoteFolder, run_folder: Path, which: Which, say: Say, force:
     is_replaced = check_history(run_folder.name, there, here, differing_config(run_folder, remote), force)
     chosen = choose_there(remote, sizes, which, there, say)
     best = read_best(remote)
-    stale = stale_here(run_folder, remote, sizes) if is_replaced else []
+    stale = [path for path in stale_here(run_folder, remote, sizes) if path.name not in chosen] if is_replaced else []
     arrived = [name for name, manifest in chosen.items() if fetch_checkpoint(remote, name, manifest, folder, say)]
     fetch_run_files(remote, sizes, folder / INCOMING, say)
-    # From here on nothing is asked of the volume.
-    for path in stale:
-        delete(path / MANIFEST)  # First, so that half of it is no checkpoint.
-        delete(path)
-    install_run_files(folder / INCOMING, run_folder)
+    # From here on nothing is asked of the volume, and wherever it ends the metrics reach the newest checkpoint.
+    if not is_replaced:
+        install_run_files(folder / INCOMING, run_folder)
     for name in arrived:
         install_checkpoint(folder / INCOMING / name, folder / name)
+    if is_replaced:
+        set_aside(stale, folder / INCOMING)
+        install_run_files(folder / INCOMING, run_folder)
     delete(folder / INCOMING)
     return point_here(folder, best, verified={*chosen, *([newest.name] if newest else [])}, say=say)
 
@@ -189,22 +192,32 @@ def install_run_files(incoming: Path, run_folder: Path) -> None:
 
 
 def clear_there(remote: RemoteFolder, sizes: dict[str, int], folder: Path) -> None:
-    """Remove another life of the run: checkpoints that are not here too, files that are not here."""
-    for step in steps_there(sizes):
-        name = checkpoint_name(step)
-        if read_if_there(folder / name / MANIFEST) != remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"):
-            remote.remove(f"{CHECKPOINTS}/{name}/{MANIFEST}")  # First, so that half of it is no checkpoint.
-            remote.remove(f"{CHECKPOINTS}/{name}")
+    """Remove another life of the run: files that are not here, then checkpoints that are not here too.
+
+    The newest goes last, so that a transfer which breaks off is still seen to replace something when done again.
+    """
     for name in sizes:
         if name.partition("/")[0] in RUN_FILES and not (folder.parent / name).is_file():
             remote.remove(name)
+    for step in steps_there(sizes):
+        name = checkpoint_name(step)
+        if read_if_there(folder / name / MANIFEST) != remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"):
+            remote.remove(f"{CHECKPOINTS}/{name}")
 
 
 def stale_here(run_folder: Path, remote: RemoteFolder, sizes: dict[str, int]) -> list[Path]:
-    """What is of another life of the run than the volume's: checkpoints that are not there too, files that are not."""
+    """What `clear_there` would remove, here, in the same order."""
     checkpoints = list_checkpoints(run_folder / CHECKPOINTS)
     others = [path for path in checkpoints if read_if_there(path / MANIFEST) != there_too(remote, path.name)]
-    return others + [run_folder / name for name in files_here(run_folder) if name not in sizes]
+    return [run_folder / name for name in files_here(run_folder) if name not in sizes] + others
+
+
+def set_aside(paths: list[Path], incoming: Path) -> None:
+    """Move files and folders to where they are cleared away with the rest: half of a checkpoint is never left."""
+    (incoming / REPLACED).mkdir(exist_ok=True)
+    for path in paths:
+        delete(incoming / REPLACED / path.name)
+        os.rename(path, incoming / REPLACED / path.name)
 
 
 def there_too(remote: RemoteFolder, name: str) -> bytes:
@@ -218,6 +231,8 @@ def point_there(remote: RemoteFolder, best_here: str, say: Say) -> int | None:
     names = [checkpoint_name(step) for step in steps]
     if names:
         remote.write(f"{CHECKPOINTS}/{LATEST}", f"{names[-1]}\n".encode())
+    else:
+        remote.remove(f"{CHECKPOINTS}/{LATEST}")
     best_there = read_best(remote)
     best = best_here or best_there
     if best and best not in names:
@@ -246,6 +261,7 @@ def point_here(folder: Path, best_there: str, verified: set[str], say: Say) -> i
         os.replace(temporary, folder / BEST)
     newest = next((path for path in reversed(list_checkpoints(folder)) if is_sound(path)), None)
     if newest is None:
+        (folder / LATEST).unlink(missing_ok=True)
         return None
     point_at(newest, is_best=False)
     return step_of(newest.name)

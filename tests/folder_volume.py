@@ -34,7 +34,8 @@ class FolderVolume:
         root.mkdir(parents=True, exist_ok=True)
         self.sent_bytes = self.read_bytes = self.operations = 0
         self.sent: list[str] = []
-        """Names of the files sent, in order."""
+        self.read: list[str] = []
+        """Names of the files sent and read, in order."""
         self.fail_at: int | None = None
 
     def listdir(self, path: str, *, recursive: bool = False) -> list[Entry]:
@@ -50,6 +51,7 @@ class FolderVolume:
         file = self._local(path)
         if not file.is_file():
             raise FileNotFoundError(path)
+        self.read.append(path.lstrip("/"))
         content = file.read_bytes()
         half = len(content) // 2
         self.read_bytes += half
