@@ -18,6 +18,7 @@ from core.config import to_yaml
 from core.remote import LAUNCH, Order
 from core.remote_files import RemoteFolder, remote_state, remove_run, upload_data, upload_weights
 from core.remote_launch import Launch, attempt_seconds, function_timeout, image_key
+from core.remote_status import trouble
 from core.remote_transfer import pull_run, push_run
 from core.run import refuse_other_config, run_folder
 from utils.cli import warn
@@ -142,13 +143,14 @@ def follow(call: Any, launch: Launch, runs: Any, order: Order, say: Say) -> int:
     name = shlex.quote(order.name)
     say(f"call {call.object_id}; from another terminal: {CLIENT} status --run {name}")
     try:
-        code, lines = result_of(call, order)
+        code, lines = result_of(call, runs, order)
     except KeyboardInterrupt:
         if launch.detached:
             say(f"the run goes on; bring it home with {CLIENT} pull --run {name}")
             raise
         say("stopping: the run is saved there first (again: leave at once)")
-        stop(call, runs, order.name)
+        call.cancel()
+        has_ended(runs, order.name, STOP_SECONDS)
         code, lines = 130, ["stopped; continue with --resume"]
     try:
         bring_home(launch, runs, say)
@@ -160,34 +162,35 @@ def follow(call: Any, launch: Launch, runs: Any, order: Order, say: Say) -> int:
     return code
 
 
-def result_of(call: Any, order: Order) -> tuple[int, list[str]]:
+def result_of(call: Any, runs: Any, order: Order) -> tuple[int, list[str]]:
     """Exit code and lines for a person, from what the call returned or raised."""
     import modal
 
     try:
         outcome = call.get()
-    except (modal.exception.AuthError, modal.exception.ConnectionError) as error:
-        return 2, [
-            f"lost the connection to Modal ({error}); the run may go on there: {CLIENT} status --run {order.name}"
-        ]
-    except modal.exception.InputCancellation:
-        return 130, ["stopped from elsewhere; continue with --resume"]
+    except trouble() as error:
+        client = f"{CLIENT} status --run {shlex.quote(order.name)}"
+        return 2, [f"lost the connection to Modal ({error}); the run may go on there: {client}"]
     except Exception as error:  # Whatever ended the last attempt comes back as its own class.
+        # A call that was cancelled says so at once, while its container still saves.
+        is_cancelled = type(error) is modal.exception.RemoteError
+        if is_cancelled and has_ended(runs, order.name, STOP_SECONDS) == "stopped":
+            return 130, ["stopped from elsewhere; continue with --resume"]
         return 2, [f"gave up: {error}", "checkpoints saved before are whole: continue with --resume"]
     lines = [line for line in outcome["message"].splitlines() if line]
     return outcome["exit_code"], lines
 
 
-def stop(call: Any, runs: Any, name: str, seconds: float = STOP_SECONDS) -> bool:
-    """End the call and wait until what it saved is on the volume; whether that was seen."""
-    call.cancel()
+def has_ended(runs: Any, name: str, seconds: float) -> str | None:
+    """The outcome of the last attempt, once it is noted; None: not within `seconds`."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while True:
         attempts = remote_state(runs, name).attempts
         if attempts and attempts[-1].ended is not None:
-            return True
+            return attempts[-1].outcome
+        if time.monotonic() >= deadline:
+            return None
         time.sleep(POLL_SECONDS)
-    return False
 
 
 def bring_home(launch: Launch, runs: Any, say: Say) -> None:

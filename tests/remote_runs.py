@@ -1,6 +1,6 @@
 """A person's folder with a tiny run, and `modal run` on it against the stand-in, for the tests of remote runs."""
 
-import json
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from core.config import Config, load
 from core.remote import ATTEMPTS, RUNS_VOLUME, Attempt, newest_step, read_attempts
 from core.remote_launch import image_key
 from tests.modal_loopback import Container, Finished, Loopback
-from tests.tiny_run import merge, quiet_train, tiny_values, write_corpus
+from tests.tiny_run import interrupt_after, merge, quiet_train, tiny_values, write_corpus
 from utils.yaml_file import write_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -42,14 +42,19 @@ class Home:
         return self.folder / "runs" / self.name
 
     def config(self, *overrides: str) -> Config:
-        """The config with paths of this process."""
-        paths = (f"out_dir={self.folder / 'runs'}", f"data.cache_dir={self.folder / 'cache'}")
-        source = {"type": "jsonl", "path": str(self.folder / "corpus.jsonl")}
-        return load(self.folder / "c.yaml", [*paths, f"data.sources=[{json.dumps(source)}]", *overrides])
+        """The config; its paths are relative to the folder."""
+        return load(self.folder / "c.yaml", overrides)
 
     def train(self, *overrides: str, **flags: bool) -> Path:
         """The same run here, in this process."""
-        return quiet_train(self.config(*overrides), **flags).folder
+        with contextlib.chdir(self.folder):
+            quiet_train(self.config(*overrides), **flags)
+        return self.run.with_name(self.config(*overrides).name)
+
+    def train_until(self, step: int) -> None:
+        """As far as that, and as if Ctrl-C had been pressed."""
+        with contextlib.chdir(self.folder):
+            interrupt_after(self.config(), step)
 
 
 def stayed(folder: Path, **changes: Any) -> Path:
