@@ -53,6 +53,7 @@ class FunctionCalls(ObjectCalls):
     """A control plane inherits it."""
 
     calls_by_id: dict[str, Call]
+    closing: bool
     containers: list[Container]
     problems: list[str]
     grace_seconds: float
@@ -152,7 +153,8 @@ class FunctionCalls(ObjectCalls):
         pending = any(call.app is app and call.output is None for call in self.calls_by_id.values())
         if app.left and not pending:
             for container in self.containers:
-                container.news.set()  # Those that wait for more work may go.
+                if container.app_id == app.identity and container.call_id is None:
+                    container.news.set()  # It need not wait for more work.
         app.done = app.left and not busy and not pending
         self.tell(app)
 
@@ -166,6 +168,7 @@ class FunctionCalls(ObjectCalls):
     def preempt(self, container: Container) -> None:
         """Interrupts a container, and makes it end when it does not within the grace period."""
         if container.running:
+            container.dismissed = True
             interrupt(container)
             self._kill_after_grace(container, container.call_id or "")
 
@@ -213,12 +216,12 @@ class FunctionCalls(ObjectCalls):
         self.settle(self.apps[container.app_id])
 
     def schedule(self, call: Call) -> None:
-        """Gives the call to a container that waits for work, or starts one."""
-        if call.app.stopped or call.output is not None:
+        """Gives the call to a container that is free, or will ask for work soon; or starts one."""
+        if self.closing or call.app.stopped or call.output is not None:
             return
         for container in self.containers:
-            if container.waiting and container.function_id == call.function_id:
-                container.waiting, container.call_id = False, call.identity
+            if container.free and container.function_id == call.function_id:
+                container.call_id = call.identity
                 container.news.set()
                 return
         self.background(self.start(call))

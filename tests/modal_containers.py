@@ -54,8 +54,8 @@ class Container:
         self.pid = 0
         self.returncode: int | None = None
         self.interrupted = self.timed_out = False
-        self.waiting = False
-        """Whether it is warm and has no work."""
+        self.dismissed = False
+        """Whether it gets no more work."""
         self.news, self.cancellation = asyncio.Event(), asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self._output: list[str] = []
@@ -69,6 +69,12 @@ class Container:
     @property
     def running(self) -> bool:
         return self._process is not None and self.returncode is None
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take another call."""
+        single = self.function.single_use_containers
+        return self.running and self.call_id is None and not self.dismissed and not single
 
     def processes(self) -> list[int]:
         """Ids of its processes, main one included."""

@@ -65,7 +65,7 @@ def answer(name: str, plane: "ControlPlane") -> Callable[[Any, Any], Coroutine[A
 class Watch:
     """Something to do once a container is at a certain point."""
 
-    def __init__(self, condition: Callable[[Container], bool], action: Callable[[Container], None]) -> None:
+    def __init__(self, condition: Callable[[Container], bool], action: Callable[[Container], object]) -> None:
         self.condition, self.action = condition, action
         self.fired = threading.Event()
 
@@ -77,6 +77,7 @@ class ControlPlane(ContainerCalls):
         self.folder = folder
         self.background_commits = background_commits
         self.grace_seconds, self.idle_seconds = grace_seconds, idle_seconds
+        self.closing, self.starts = False, 0
         self.watches: list[Watch] = []
         self.apps: dict[str, App] = {}
         self.app_of: dict[str, str] = {}
@@ -124,10 +125,10 @@ class ControlPlane(ContainerCalls):
         await stop.wait()
         watching.cancel()
         self.closing = True
-        for container in self.containers:
-            if container.running:
-                kill(container)
-        while any(container.returncode is None for container in self.containers):
+        while self.starts:
+            for container in self.containers:
+                if container.running:
+                    kill(container)
             await asyncio.sleep(POLL_SECONDS)
         for task in list(self._tasks):
             task.cancel()

@@ -187,7 +187,7 @@ class Loopback:
 
     # What is done to containers.
 
-    def when(self, condition: Callable[[Container], bool], action: Callable[[Container], None]) -> threading.Event:
+    def when(self, condition: Callable[[Container], bool], action: Callable[[Container], object]) -> threading.Event:
         """Does `action` once, to the first running container for which `condition` holds; the event: it did."""
         watch = Watch(condition, action)
         self._plane.watches.append(watch)

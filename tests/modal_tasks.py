@@ -25,10 +25,19 @@ class ContainerCalls(FunctionCalls, VolumeCalls):
     folder: Path
     idle_seconds: float
     numbers: "itertools.count[int]"
+    starts: int
+    """Containers that are there or on their way."""
     url: str
 
     async def start(self, call: Call) -> None:
         """Runs a container for a call, until nothing of it is left."""
+        self.starts += 1
+        try:
+            await self._run(call)
+        finally:
+            self.starts -= 1
+
+    async def _run(self, call: Call) -> None:
         identity = f"ta-{next(self.numbers)}"
         function = pb.Function()
         function.CopyFrom(call.function)
@@ -75,13 +84,12 @@ class ContainerCalls(FunctionCalls, VolumeCalls):
         assert container is not None
         app = self.apps[container.app_id]
         if container.call_id is None and not app.left:
-            container.waiting = True
             container.news.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(container.news.wait(), self.idle_seconds)
-            container.waiting = False
         call = self.calls_by_id.get(container.call_id or "")
         if call is None or call.cancelled or app.stopped:
+            container.dismissed = True
             return pb.FunctionGetInputsResponse(inputs=[pb.FunctionGetInputsItem(kill_switch=True)])
         call.containers += 1
         container.attempt, container.retries = call.containers, call.retries
