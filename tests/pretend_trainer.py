@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.checkpoint import MANIFEST, Snapshot, write_checkpoint
+from core.checkpoint import MANIFEST, Snapshot, list_checkpoints, write_checkpoint
 
 NUMBERS = itertools.count()
 
@@ -39,3 +39,24 @@ class Trainer:
         snapshot = Snapshot(self.step, weights, weights, None, state, {"model_type": "llama"}, is_best)
         path = write_checkpoint(self.folder / "checkpoints", snapshot, self.folder / "tokenizer", self.keep_last)
         self.written.add((path.name, (path / MANIFEST).read_bytes()))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file that travels, by relative name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def steps(folder: Path) -> list[int]:
+    """Of its checkpoint folders."""
+    return [int(path.name.removeprefix("step_")) for path in list_checkpoints(folder / "checkpoints")]
+
+
+def flip(path: Path) -> None:
+    """One bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
