@@ -134,6 +134,7 @@ def note_call(runs: Any, launch: Launch, order: Order, call_id: str, app_id: str
         "cpu": launch.options.cpu,
         "memory_gib": launch.options.memory,
         "attempts_before": order.attempts_before,
+        "sync_seconds": order.sync_seconds,
     }
     RemoteFolder(runs, order.name).write(LAUNCH, json.dumps(noted, indent=1).encode())
 

@@ -89,10 +89,15 @@ def find_duplicates(texts: dict[str, str]) -> list[list[str]]:
 
 
 def subjects_of(files: list[str]) -> set[str]:
-    """The names a test file may carry after `test_`: folder_file, with or without the packages between them."""
+    """The names a test file may carry after `test_`: folder_file, with or without the packages between them.
+
+    What stands beside the tests to help them, and is large enough to be tested itself, goes by its own name.
+    """
     subjects = set(TESTS_WITHOUT_A_FILE)
     for name in files:
         path = Path(name)
+        if path.parts[0] == "tests" and not path.name.startswith("test_"):
+            subjects.add(path.stem)
         if path.parts[0] in MAY_IMPORT and path.suffix in (".py", ".sh"):
             parts = [part.replace("-", "_") for part in path.with_suffix("").parts if part != "__init__"]
             subjects |= {"_".join(parts), f"{parts[0]}_{parts[-1]}"}

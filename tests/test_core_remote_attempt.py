@@ -1,6 +1,6 @@
 """One attempt in a container, without Modal: the child is a script of a few lines, the volume two folders.
 
-What the real entry point, retries and interrupts make of it is tested in test_modal_deploy.py.
+What the real entry point, retries and interrupts make of it is tested in test_modal_modal_deploy.py.
 """
 
 import os
