@@ -1,0 +1,152 @@
+"""What is read from the command line and checked before anything is contacted.
+
+The commands themselves are started in test_modal_modal_deploy.py.
+"""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from core import remote_launch
+from core.remote_launch import (
+    attempt_seconds,
+    function_timeout,
+    image_key,
+    image_packages,
+    own_arguments,
+    own_modules,
+    parse,
+    require_modal,
+)
+from tests.tiny_run import tiny_config
+from utils.errors import BackendError, ConfigError
+
+SCRIPT = str(remote_launch.REPOSITORY / "modal" / "modal_deploy.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", SCRIPT, "--config", "x.yaml"], (["--config", "x.yaml"], False)),
+        (["run", "--detach", SCRIPT, "a.b=1"], (["a.b=1"], True)),
+        (["run", "-d", "--env", "dev", f"{SCRIPT}::main", "--gpu", "T4"], (["--gpu", "T4"], True)),
+        (["run", SCRIPT, "--detach"], (["--detach"], False)),
+        (["run", "other.py", SCRIPT], ([], False)),
+        (["deploy", SCRIPT], None),
+        (["run", "modal/other.py"], None),
+        (["ls"], None),
+        ([], None),
+    ],
+)
+def test_own_arguments(words: list[str], expected: tuple[list[str], bool] | None) -> None:
+    assert own_arguments(["/usr/bin/modal", *words], SCRIPT) == expected
+
+
+def test_a_relative_script_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(remote_launch.REPOSITORY)
+    assert own_arguments(["modal", "run", "modal/modal_deploy.py", "--smoke"], SCRIPT) == (["--smoke"], False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--smoke", "--config", "x.yaml"],
+        ["--config", "x.yaml", "--resume", "--overwrite"],
+        ["--config", "x.yaml", "--timeout", "24.5"],
+        ["--config", "x.yaml", "--max-hours", "0"],
+        ["--config", "x.yaml", "--max-hours", "nan"],
+        ["--config", "x.yaml", "--retries", "11"],
+        ["--config", "x.yaml", "--cuda", "11"],
+        ["--config", "x.yaml", "--pull", "first"],
+        ["--conf", "x.yaml"],
+    ],
+)
+def test_options_that_make_no_sense(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(words)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_attempt_leaves_time_to_save_and_modal_ends_what_does_not_end() -> None:
+    day = parse(["--config", "x"])
+    assert function_timeout(day) == 24 * 3600
+    assert attempt_seconds(24 * 3600) == 24 * 3600 - 600
+    assert attempt_seconds(600) == 540
+    hours = parse(["--config", "x", "--max-hours", "2", "--timeout", "5"])
+    assert function_timeout(hours) == 2 * 3600 + 600
+    assert function_timeout(parse(["--config", "x", "--max-hours", "9", "--timeout", "5"])) == 5 * 3600
+    assert function_timeout(parse(["--config", "x", "--timeout", "0.001"])) == 60
+
+
+def test_the_image_has_every_dependency_at_the_version_of_the_lock_file() -> None:
+    packages = image_packages("13")
+    assert f"mlx[cuda13]=={importlib.metadata.version('mlx')}" in packages
+    assert f"pyyaml=={importlib.metadata.version('pyyaml')}" in packages
+    assert not [package for package in packages if "cpu" in package or package.count("==") != 1]
+    assert image_key("12") != image_key("13")
+    assert image_key("12") == image_key("12")
+
+
+def test_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(tmp_path)
+    assert own_modules(config) == []
+    (tmp_path / "mine.py").write_text(
+        "from optimizers.enhanced_optimizers import SGDConfig\n\nclass Mine(SGDConfig):\n    type: str = 'mine:Mine'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = tiny_config(tmp_path, optimizer={"type": "mine:Mine", "learning_rate": 0.1})
+    assert own_modules(own) == ["mine"]
+    ours = tiny_config(tmp_path, optimizer={"type": "optimizers.enhanced_optimizers:SGDConfig", "learning_rate": 0.1})
+    assert own_modules(ours) == []
+    sys.modules.pop("mine")
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(ConfigError, match="'mine', which cannot be imported here"):
+        own_modules(own)
+
+
+def test_an_empty_folder_named_modal_is_not_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = ModuleType("modal")
+    empty.__path__ = ["modal"]
+    monkeypatch.setitem(sys.modules, "modal", empty)
+    with pytest.raises(BackendError, match="not the client: start from the project's root"):
+        require_modal()
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("core.remote_launch.metadata.version", missing)
+    with pytest.raises(BackendError, match=r"the modal client is not installed; .* pip install -e '.\[modal\]'"):
+        require_modal()
+
+
+def test_the_folder_modal_hides_nothing() -> None:
+    import modal
+
+    assert hasattr(modal, "App")
+    assert "site-packages" in str(modal.__file__)
+    assert not (remote_launch.REPOSITORY / "modal" / "__init__.py").exists()
+    assert not (remote_launch.REPOSITORY / "modal" / "modal.py").exists()
+
+
+def test_a_name_that_is_looked_up_for_ever_does_not_hold_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    pytest.importorskip("modal")
+    never = threading.Event()
+    monkeypatch.setenv("MODAL_TOKEN_ID", "ak-1")
+    monkeypatch.setenv("MODAL_TOKEN_SECRET", "as-1")
+    monkeypatch.setenv("MODAL_SERVER_URL", "https://api.modal.example")
+
+    def connect(*_: object, **__: object) -> None:
+        never.wait(60)
+        raise OSError("too late")
+
+    monkeypatch.setattr("core.remote_launch.socket.create_connection", connect)
+    with pytest.raises(BackendError, match=r"cannot reach Modal at api.modal.example:443 \(no answer\)"):
+        remote_launch.check_connection(seconds=0.05)
+    never.set()
