@@ -38,7 +38,7 @@ from utils.memory import format_bytes
 CORES, GIB = 4.0, 16.0
 """What a container asks for beside its GPU: physical cores, and GiB of memory."""
 ATTEMPT_HOURS = 24
-"""Modal's longest attempt."""
+"""Modal's longest attempt, and what one takes unless another length is asked for."""
 MOST_ATTEMPTS = 11
 """The first, and Modal's most retries."""
 
@@ -77,6 +77,10 @@ class RemotePlan(NamedTuple):
     """Dollars for an hour of the container; None: not known."""
     max_hours: float | None
     """`--max-hours`."""
+    attempt_hours: float = ATTEMPT_HOURS
+    """What one container may take."""
+    most_attempts: int = MOST_ATTEMPTS
+    """Containers that fail or run out of time, one after the other; those that Modal interrupts are not counted."""
 
     @property
     def peak(self) -> float | None:
@@ -97,7 +101,7 @@ class RemotePlan(NamedTuple):
             return None
         slower, faster = (self.flops / (self.peak * share) for share in self.shares)
         quick, slow = STARTING
-        return faster + quick * attempts_of(faster), slower + slow * attempts_of(slower)
+        return faster + quick * self.attempts_of(faster), slower + slow * self.attempts_of(slower)
 
     @property
     def dollars(self) -> tuple[float, float] | None:
@@ -106,10 +110,9 @@ class RemotePlan(NamedTuple):
             return None
         return self.seconds[0] / 3600 * self.hourly, self.seconds[1] / 3600 * self.hourly
 
-
-def attempts_of(seconds: float) -> int:
-    """Containers one after the other that so long takes."""
-    return max(1, math.ceil(seconds / (ATTEMPT_HOURS * 3600)))
+    def attempts_of(self, seconds: float) -> int:
+        """Containers one after the other that so long takes."""
+        return max(1, math.ceil(seconds / (self.attempt_hours * 3600)))
 
 
 def plan_remote(
@@ -122,6 +125,8 @@ def plan_remote(
     region: str | None = None,
     cores: float = CORES,
     gib: float = GIB,
+    attempt_hours: float = ATTEMPT_HOURS,
+    most_attempts: int = MOST_ATTEMPTS,
 ) -> RemotePlan:
     """Plan `config` on `gpu`, from `first_step` on, with the prepared data.
 
@@ -153,7 +158,8 @@ def plan_remote(
     refuse_blind_patience(config, dataset)
     summary = dataset.summary()
     flops = flops_left(plan, config.training.recompute_every, summary["validation_tokens"], first_step)
-    return RemotePlan(plan, gpu, summary, first_step, flops, hourly_price(gpu, cores, gib, region), max_hours)
+    hourly = hourly_price(gpu, cores, gib, region)
+    return RemotePlan(plan, gpu, summary, first_step, flops, hourly, max_hours, attempt_hours, most_attempts)
 
 
 def described(config: Config, num_tokens: int) -> tuple[Any, int, bool]:
@@ -270,12 +276,14 @@ def cost_of(remote: RemotePlan) -> str:
 
 def most_of(remote: RemotePlan) -> str:
     """Where it stops whatever happens, and what has been spent then."""
-    every_attempt = ATTEMPT_HOURS * MOST_ATTEMPTS
+    every_attempt = remote.attempt_hours * remote.most_attempts
     hours = min(remote.max_hours or every_attempt, every_attempt)
     low, high = (seconds / 3600 for seconds in remote.seconds or (0, math.inf))
     text = "1 hour" if hours == 1 else f"{hours:g} hours"
-    if hours > ATTEMPT_HOURS:
-        text += f" in {attempts_of(hours * 3600)} attempts of {ATTEMPT_HOURS} or less"
+    if hours > remote.attempt_hours:
+        text += f" in {remote.attempts_of(hours * 3600)} attempts of {remote.attempt_hours:g} or less"
+    if remote.max_hours is None:
+        text += ", those that Modal interrupts not counted,"
     if remote.hourly is not None:
         text += f" = {format_dollars(hours * remote.hourly)}"
     if hours < low:

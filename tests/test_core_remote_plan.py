@@ -19,7 +19,6 @@ from core.remote_plan import (
     SLOWER,
     STARTING,
     RemotePlan,
-    attempts_of,
     check_before_data,
     described,
     flops_left,
@@ -242,8 +241,11 @@ class TestTimeAndCost:
         low, high = remote.seconds
         assert high == pytest.approx(60 * 3600 + 3 * STARTING[1])
         trained = 60 * 3600 * slower / faster
-        assert low == pytest.approx(trained + attempts_of(trained) * STARTING[0])
-        assert attempts_of(trained) < 3
+        assert low == pytest.approx(trained + remote.attempts_of(trained) * STARTING[0])
+        assert remote.attempts_of(trained) < 3
+        shorter = remote._replace(attempt_hours=6).seconds
+        assert shorter is not None
+        assert shorter[1] == pytest.approx(60 * 3600 + 10 * STARTING[1])
 
     def test_half_of_the_steps_take_half_the_work(self, tmp_path: Path) -> None:
         whole, rest = tiny_plan(tmp_path), tiny_plan(tmp_path, first_step=10)
@@ -285,9 +287,10 @@ class TestTimeAndCost:
 @pytest.mark.parametrize(
     ("hours", "max_hours", "text"),
     [
-        (10, None, "264 hours in 11 attempts of 24 or less = $528; --max-hours 11 stops it earlier"),
-        (300, None, "264 hours in 11 attempts of 24 or less = $528; should the run take longer, --resume goes on from "
-         "what it has saved"),
+        (10, None, "264 hours in 11 attempts of 24 or less, those that Modal interrupts not counted, = $528; "
+         "--max-hours 11 stops it earlier"),
+        (300, None, "264 hours in 11 attempts of 24 or less, those that Modal interrupts not counted, = $528; should "
+         "the run take longer, --resume goes on from what it has saved"),
         (10, 24, "24 hours = $48"),
         (10, 4, "4 hours = $8.00; should the run take longer, --resume goes on from what it has saved"),
         (10, 1, "1 hour = $2.00; the run takes longer: what it has saved by then stays, and --resume goes on from it"),
@@ -302,6 +305,13 @@ def test_what_it_can_cost_at_most(tmp_path: Path, hours: float, max_hours: float
     remote = with_hours(tiny_plan(tmp_path), hours)._replace(hourly=2.0, max_hours=max_hours)
     assert MOST_ATTEMPTS == 11
     assert dict(rows(remote))["at most"] == text
+
+
+def test_fewer_and_shorter_attempts_end_sooner(tmp_path: Path) -> None:
+    remote = with_hours(tiny_plan(tmp_path, attempt_hours=2.5, most_attempts=6), 10)._replace(hourly=2.0)
+    text = dict(rows(remote))["at most"]
+    assert text.startswith("15 hours in 6 attempts of 2.5 or less, ")
+    assert "= $30; --max-hours 11 " in text
 
 
 def test_nothing_is_said_of_this_machine(tmp_path: Path) -> None:
