@@ -6,6 +6,7 @@ import os
 import sys
 from functools import partial
 from importlib.metadata import version
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def test_a_check_that_raises_dies_or_leaves_hides_no_other() -> None:
 def test_a_check_that_hangs_is_ended() -> None:
     (finding,) = findings_of({"a": "hangs"}, patience=0.2).values()
     assert (finding.state, finding.text) == ("FAILED", "no answer in 0.2 s")
+    assert active_children() == []
 
 
 def test_all_checks_together_have_a_limit() -> None:

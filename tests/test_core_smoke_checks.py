@@ -23,6 +23,7 @@ from core.smoke_checks import (
     loss_reference,
     through_mlx,
     through_numpy,
+    worst,
 )
 from core.training import StepOutput, make_step
 from data.batch import Batch
@@ -147,6 +148,11 @@ def test_an_error_that_is_no_number_is_wrong() -> None:
     assert judge({"matmul": {"float32": 1e-3}}, tolerances, {}).problems == ()
 
 
+def test_the_largest_error_counts() -> None:
+    errors = {"float32": [("a", 1.0), ("b", 2.0), ("a", 3.0), ("a", 2.0)], "bfloat16": [("a", 9.0)]}
+    assert worst(errors) == {"a": {"float32": 3.0, "bfloat16": 9.0}, "b": {"float32": 2.0}}
+
+
 def without_updates(parts: Any, group: Any, config: Any) -> Any:
     """Loss and gradient are right, and the weights are put back."""
     step = make_step(parts, group, config)
@@ -206,7 +212,7 @@ STEP_FAULTS: dict[str, tuple[Any, list[str]]] = {
     "no updates": (without_updates, ["the updates leave", "loss of update 2", "gradient norm of", "the loss does not"]),
     "one frozen": (with_one_frozen, ["the updates leave model.norm.weight as they were"]),
     "uphill": (uphill, ["loss of update 2"]),
-    "wrong loss": (reporting(lambda output: output._replace(loss=output.loss * 1.02)), ["loss of update 1"]),
+    "wrong loss": (reporting(lambda output: output._replace(loss=output.loss * 1.005)), ["loss of update 1"]),
     "wrong norm": (reporting(lambda output: output._replace(grad_norm=output.grad_norm * 2)), ["gradient norm of"]),
     "nan": (
         reporting(lambda output: output._replace(loss=output.loss * mx.nan)),
