@@ -19,6 +19,11 @@ STATE = ".remote"
 LAUNCH, ATTEMPTS, OUTPUT = f"{STATE}/launch.json", f"{STATE}/attempts.json", f"{STATE}/output.txt"
 """Who was called with what (written from here); what became of each attempt, and what they printed (written there)."""
 
+ATTEMPT_HOURS, MOST_RETRIES = 24, 10
+"""Modal's longest attempt, and how often it tries again at most."""
+CORES, GIB = 4.0, 16.0
+"""What a container asks for beside its GPU: physical cores, and GiB of memory."""
+
 ENDED = ("finished", "refused", "failed", "stopped", "out of hours")
 """Outcomes after which no further attempt follows; `interrupted`, `crashed` and `out of time` are tried again."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+from core.remote import ATTEMPT_HOURS, CORES, GIB, MOST_RETRIES
 from utils.cli import Parser
 from utils.errors import BackendError, ConfigError
 from utils.gpus import Gpu, find_gpu
@@ -31,7 +32,6 @@ PACKAGES = ("core", "data", "distributed", "models", "optimizers", "utils")
 LOCK_THERE = "/pippin-lock.txt"
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONNECTION_SECONDS = 2.5
-LONGEST_ATTEMPT_HOURS = 24.0
 SHARE_LEFT_FOR_SAVING, MOST_LEFT_FOR_SAVING = 0.1, 600.0
 
 
@@ -71,10 +71,17 @@ def make_parser() -> Parser:
     add("--pull", choices=PULLS, default="last", help="checkpoints to bring home at the end (default: last)")
     add("--smoke", action="store_true", help="only test whether MLX works there; needs no config")
     add("--max-hours", type=positive, metavar="H", help="stop, saved, after so many hours of all attempts together")
-    add("--timeout", type=positive, default=LONGEST_ATTEMPT_HOURS, metavar="H", help="hours of one attempt, 24 at most")
-    add("--retries", type=int, choices=range(11), default=10, metavar="N", help="attempts after the first, 10 at most")
-    add("--cpu", type=positive, default=4.0, metavar="CORES", help="physical cores asked for (default: 4)")
-    add("--memory", type=positive, default=16.0, metavar="GIB", help="memory asked for (default: 16)")
+    add("--timeout", type=positive, default=float(ATTEMPT_HOURS), metavar="H", help="hours of one attempt, 24 at most")
+    add(
+        "--retries",
+        type=int,
+        choices=range(MOST_RETRIES + 1),
+        default=MOST_RETRIES,
+        metavar="N",
+        help="attempts after the first, 10 at most",
+    )
+    add("--cpu", type=positive, default=CORES, metavar="CORES", help=f"physical cores asked for (default: {CORES:g})")
+    add("--memory", type=positive, default=GIB, metavar="GIB", help=f"memory asked for (default: {GIB:g})")
     add("--region", help="where to run, for example us or eu-west; costs more")
     add("--cuda", choices=("12", "13"), default="12", help="CUDA version of MLX's wheel (default: 12)")
     add("--secret", action="append", default=[], metavar="NAME", help="a secret of yours on Modal; may be repeated")
@@ -101,10 +108,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("which config? for example: --config configs/models/model-config-100m.yaml, or --smoke")
     if options.resume and options.overwrite:
         parser.error("--resume and --overwrite exclude each other")
-    if options.timeout > LONGEST_ATTEMPT_HOURS:
-        parser.error(
-            f"--timeout is {options.timeout:g} hours; Modal allows an attempt {LONGEST_ATTEMPT_HOURS:g} at most"
-        )
+    if options.timeout > ATTEMPT_HOURS:
+        parser.error(f"--timeout is {options.timeout:g} hours; Modal allows an attempt {ATTEMPT_HOURS:g} at most")
     return options
 
 
@@ -144,6 +149,8 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
         region=options.region,
         cores=options.cpu,
         gib=options.memory,
+        attempt_hours=options.timeout,
+        most_attempts=options.retries + 1,
     )
     say(f"plan of {run_folder(config)} on Modal\n{show_rows(rows(plan))}")
     return Launch(options, detached, gpu, config, dataset, plan.plan.total_steps)

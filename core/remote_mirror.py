@@ -96,12 +96,6 @@ def restore(mount: Path, local: Path, warn: Callable[[str], None]) -> int | None
     return _step(newest)
 
 
-def newest_step(folder: Path) -> int | None:
-    """Step of the newest complete checkpoint of a run folder, by the names in it; None: there is none."""
-    steps = [_step(path) for path in list_checkpoints(folder / CHECKPOINTS) if (path / MANIFEST).is_file()]
-    return max(steps, default=None)
-
-
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 

@@ -29,18 +29,12 @@ from core.memory_plan import MemoryEstimate, Step, choose_micro_batch_size, fits
 from core.memory_remedies import check_fits
 from core.plan import Plan, format_duration, make_plan
 from core.plan import rows as plan_rows
+from core.remote import ATTEMPT_HOURS, CORES, GIB, MOST_RETRIES
 from data.mixture import Budget
 from utils.chips import TERA
 from utils.errors import ConfigError
 from utils.gpus import GPUS, PRICES_OF, Gpu, format_dollars, hourly_price
 from utils.memory import format_bytes
-
-CORES, GIB = 4.0, 16.0
-"""What a container asks for beside its GPU: physical cores, and GiB of memory."""
-ATTEMPT_HOURS = 24
-"""Modal's longest attempt, and what one takes unless another length is asked for."""
-MOST_ATTEMPTS = 11
-"""The first, and Modal's most retries."""
 
 
 class Efficiency(NamedTuple):
@@ -79,7 +73,7 @@ class RemotePlan(NamedTuple):
     """`--max-hours`."""
     attempt_hours: float = ATTEMPT_HOURS
     """What one container may take."""
-    most_attempts: int = MOST_ATTEMPTS
+    most_attempts: int = MOST_RETRIES + 1
     """Containers that fail or run out of time, one after the other; those that Modal interrupts are not counted."""
 
     @property
@@ -126,7 +120,7 @@ def plan_remote(
     cores: float = CORES,
     gib: float = GIB,
     attempt_hours: float = ATTEMPT_HOURS,
-    most_attempts: int = MOST_ATTEMPTS,
+    most_attempts: int = MOST_RETRIES + 1,
 ) -> RemotePlan:
     """Plan `config` on `gpu`, from `first_step` on, with the prepared data.
 

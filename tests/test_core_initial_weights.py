@@ -1,4 +1,7 @@
-"""`init_from` and `--data` away from home: training on a machine that has neither the corpus nor the folder of init_from, only what was prepared from them."""
+"""`init_from` and `--data` away from home.
+
+Training on a machine that has neither the corpus nor the folder of init_from, only what was prepared from them.
+"""
 
 import shutil
 from pathlib import Path

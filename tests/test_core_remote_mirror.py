@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from core.checkpoint import MANIFEST, TEMPORARY, find_damage, list_checkpoints
-from core.remote_mirror import STAGED, mirror, newest_step, restore
+from core.remote import newest_step
+from core.remote_mirror import STAGED, mirror, restore
 from tests.failing_files import Action, act_at, fill_up, interrupt, kill, open_files
 from tests.pretend_trainer import Trainer, content, flip, steps
 from utils.errors import CheckpointError

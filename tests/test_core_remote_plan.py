@@ -13,9 +13,9 @@ from core.assembly import build_parts
 from core.config import Config, load
 from core.memory_plan import estimate_memory
 from core.plan import due, make_plan
+from core.remote import MOST_RETRIES
 from core.remote_plan import (
     FASTER,
-    MOST_ATTEMPTS,
     SLOWER,
     STARTING,
     RemotePlan,
@@ -303,7 +303,7 @@ class TestTimeAndCost:
 )  # fmt: skip
 def test_what_it_can_cost_at_most(tmp_path: Path, hours: float, max_hours: float | None, text: str) -> None:
     remote = with_hours(tiny_plan(tmp_path), hours)._replace(hourly=2.0, max_hours=max_hours)
-    assert MOST_ATTEMPTS == 11
+    assert MOST_RETRIES == 10
     assert dict(rows(remote))["at most"] == text
 
 
