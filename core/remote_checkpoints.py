@@ -67,7 +67,7 @@ def check_history(name: str, source: Side, target: Side, config_problems: list[s
     problems = [f"the config of {name} differs in {line}" for line in config_problems]
     if target.step is not None and (source.step is None or target.step > source.step):
         at = f"at step {source.step}" if source.step is not None else "without a checkpoint"
-        problems.append(f"{name} is at step {target.step} {target.place} and {at} {source.place}: {first}")
+        problems.append(f"the run {name} is at step {target.step} {target.place} and {at} {source.place}: {first}")
     elif target.step is not None and target.step == source.step and target.manifest != source.manifest:
         problems.append(f"step {target.step} of {name} {target.place} is another one than {source.place}")
     if problems and not force:

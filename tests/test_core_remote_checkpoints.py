@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from core.checkpoint import ASIDE
+from core.remote_checkpoints import INCOMING
 from core.remote_transfer import Which, pull_run, push_run
 from tests.folder_volume import FolderVolume
 from tests.travelling_runs import manifest, pointed, resumed, steps_of, tree, write_run
@@ -159,6 +161,49 @@ def test_another_checkpoint_of_the_same_step_leaves_none_of_its_files(
     manifest(there, 10).unlink()
     push_run(volume, home, "all", silent)
     assert tree(there) == tree(home)
+
+
+def test_what_an_interrupted_pull_left_of_another_checkpoint_does_not_join(
+    volume: FolderVolume, home: Path, there: Path
+) -> None:
+    write_run(there, 10)
+    left = home / "checkpoints" / INCOMING / "step_00000010"
+    left.mkdir(parents=True)
+    (left / "ema.safetensors").write_bytes(b"of a save that the run has replaced")
+    (left.parent / "plots").mkdir()
+    (left.parent / "plots" / "old.png").write_bytes(b"gone from the volume meanwhile")
+    assert pull_run(volume, home, "all", silent) == 10
+    assert tree(home) == tree(there)
+
+
+@pytest.mark.parametrize("transfer", [push_run, pull_run])
+def test_a_checkpoint_that_a_kill_left_aside_counts(
+    transfer: Transfer, volume: FolderVolume, home: Path, there: Path
+) -> None:
+    write_run(home, 10, 20)
+    if transfer is pull_run:
+        shutil.copytree(home, there)
+    (home / "checkpoints" / "step_00000020").rename(home / "checkpoints" / f"{ASIDE}step_00000020")
+    assert transfer(volume, home, "last" if transfer is push_run else "none", silent) == 20
+    assert steps_of(home) == [10, 20]
+
+
+def test_latest_names_no_damaged_checkpoint(volume: FolderVolume, home: Path, there: Path) -> None:
+    write_run(there, 10, 20)
+    write_run(home, 10, 30)
+    manifest(home, 30).with_name("state.json").write_text("{")
+    assert pull_run(volume, home, "last", silent) == 20
+    assert pointed(home) == ("step_00000020", "")
+
+
+def test_what_a_killed_replacement_left_aside_is_in_nobodys_way(volume: FolderVolume, home: Path, there: Path) -> None:
+    write_run(home, 10, life=0.5)
+    write_run(there, 10, 20)
+    left = home / "checkpoints" / f"{ASIDE}step_00000010"
+    shutil.copytree(home / "checkpoints" / "step_00000010", left)
+    assert pull_run(volume, home, "all", silent) == 20
+    assert tree(home) == tree(there)
+    assert not left.exists()
 
 
 def test_a_run_that_deletes_what_is_being_fetched_is_read_again(

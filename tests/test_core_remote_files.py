@@ -103,6 +103,15 @@ def test_a_folder_of_a_volume_holds_what_was_put_there(volume: FolderVolume, tmp
         RemoteFolder(volume, "/").remove()
 
 
+def test_a_listing_by_prefix_is_cut_to_the_folder(volume: FolderVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Modal's own words, "all files under a path prefix", would allow."""
+    for name in ("run", "run 2"):
+        RemoteFolder(volume, name).write("x", b"x")
+    everything = volume.listdir("/", recursive=True)
+    monkeypatch.setattr(volume, "listdir", lambda path, recursive: everything)
+    assert RemoteFolder(volume, "run").sizes() == {"x": 1}
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError, modal.exception.NotFoundError])
 def test_a_volume_that_is_not_there_is_empty(error: type[Exception], tmp_path: Path) -> None:
     class Missing(FolderVolume):

@@ -137,6 +137,14 @@ def test_a_run_that_is_not_there_is_named(volume: FolderVolume, home: Path, tmp_
     assert not home.exists()
 
 
+def test_a_pull_that_brings_nothing_leaves_nothing(volume: FolderVolume, home: Path, there: Path) -> None:
+    write_run(there, 10)
+    volume.fail_at = 1
+    with pytest.raises(Lost):
+        pull_run(volume, home, "last", silent)
+    assert not home.exists()
+
+
 @pytest.mark.parametrize("transfer", [push_run, pull_run])
 def test_a_run_in_use_is_left_alone(transfer: Transfer, volume: FolderVolume, home: Path, there: Path) -> None:
     write_run(home, 10)
@@ -195,8 +203,8 @@ def test_wherever_the_connection_breaks_nothing_is_lost(
     source, target, copies = *((home, there) if transfer is push_run else (there, home)), tmp_path / "copies"
     write_run(target, 10, 20, best=10)
     shutil.copytree(target, source)
-    write_run(source, 20, life=0.5)  # Saved again with what an evaluation added, so its files are others.
-    write_run(source, 30, 40, best=30)
+    write_run(source, 20, best=20, life=0.5)  # Saved again with what an evaluation added, so its files are others.
+    write_run(source, 30, 40)
     for path in (source, target):
         shutil.copytree(path, copies / path.parent.name)
 
@@ -217,6 +225,8 @@ def test_wherever_the_connection_breaks_nothing_is_lost(
         assert (latest, best) == ("step_00000020", "step_00000010") or transfer is push_run
         if best:
             assert int(best[5:]) in steps_of(target)
+        complete = (target / "checkpoints").glob("step_*/MANIFEST.json")
+        assert steps_of(target) == sorted(int(path.parent.name[5:]) for path in complete)
         transfer(volume, home, "all", silent)
         assert tree(target) == expected
 
@@ -251,12 +261,12 @@ class Killed(BaseException):
 def test_wherever_a_pull_is_killed_while_it_installs_nothing_is_lost(
     force: bool, volume: FolderVolume, home: Path, there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_run(there, 10, 20, best=10)
+    write_run(there, 10, 20, best=20)
     shutil.copytree(there, home)
     write_run(home, 20, life=0.5)
     if force:
         write_run(home, 30, 60, life=0.5)
-    write_run(there, 30, 40, best=30)
+    write_run(there, 30, 40)
     shutil.copytree(home, tmp_path / "before")
     count = {"now": 0, "kill": 0}
 
@@ -284,7 +294,7 @@ def test_wherever_a_pull_is_killed_while_it_installs_nothing_is_lost(
         except Killed:
             count["kill"] = 0
             put_back(home / "checkpoints")  # As whoever opens the run does.
-            assert resumed(home, tmp_path / "scratch") in (20.5, 30, 40, 60.5)
+            assert resumed(home, tmp_path / "scratch") in (20, 20.5, 30, 40, 60.5)
             pull_run(volume, home, "all", silent, force)
             assert tree(home) == expected
         else:
