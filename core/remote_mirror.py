@@ -57,7 +57,7 @@ def mirror(local: Path, mount: Path) -> bool:
     for name in sorted(found, reverse=True):  # The newest counts most, and it is the last to be pruned.
         changed |= _bring(local / CHECKPOINTS / name, checkpoints / name, found[name])
     changed |= _move_pointers(local / CHECKPOINTS, checkpoints)
-    changed |= _delete(local / CHECKPOINTS, checkpoints, found)
+    changed |= _delete(checkpoints, found)
     return changed
 
 
@@ -279,16 +279,15 @@ def _move_pointers(local: Path, mount: Path) -> bool:
     return changed
 
 
-def _delete(local: Path, mount: Path, found: dict[str, Manifest]) -> bool:
+def _delete(mount: Path, found: dict[str, Manifest]) -> bool:
     """Delete half copies, and whole ones that are kept here no longer once a newer one has arrived."""
-    kept = {path.name for path in list_checkpoints(local)}
     there = _manifests(mount)
     newest = max((name for name, manifest in found.items() if there.get(name) == manifest), default="")
     pointed = {_pointed_to(mount, pointer) for pointer in (LATEST, BEST)}
     changed = False
     for checkpoint in list_checkpoints(mount):
         is_needed = checkpoint.name >= newest or checkpoint in pointed
-        if checkpoint.name not in kept and (checkpoint.name not in there or not is_needed):
+        if checkpoint.name not in found and (checkpoint.name not in there or not is_needed):
             _retire(checkpoint)  # First, so that half a deletion does not look like damage.
             shutil.rmtree(checkpoint)
             changed = True

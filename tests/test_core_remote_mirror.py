@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import random
 import resource
 import shutil
@@ -63,7 +64,7 @@ def assert_restorable(trainer: Trainer, mount: Path, folder: Path, at_least: int
     return step
 
 
-def assert_whole(mount: Path) -> None:
+def assert_whole(trainer: Trainer, mount: Path) -> None:
     """Each checkpoint that looks complete is, and the pointers name such; one half replaced can yet be finished."""
     folder = mount / "checkpoints"
     for path in list_checkpoints(folder):
@@ -71,6 +72,8 @@ def assert_whole(mount: Path) -> None:
             assert find_damage(path) == []
     for pointer in (folder / "LATEST", folder / "BEST"):
         assert not pointer.exists() or (folder / pointer.read_text().strip() / MANIFEST).is_file()
+    if (mount / "tokenizer" / "tokenizer.json").exists():
+        assert content(mount / "tokenizer").items() >= content(trainer.folder / "tokenizer").items()
 
 
 def assert_equal(trainer: Trainer, mount: Path) -> None:
@@ -85,8 +88,8 @@ def test_everything_travels_but_the_lock_and_what_is_temporary(trainer: Trainer,
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"{name}\n")
     expected = content(trainer.folder)
-    (trainer.folder / ".config.yaml.tmp").write_text("")
-    (trainer.folder / "metrics.jsonl.tmp").write_text("")
+    for name in (".config.yaml.tmp", "metrics.jsonl.tmp", "plots/.tmp-training.png"):
+        (trainer.folder / name).write_text("")
     (trainer.folder / ".remote").mkdir()
     (trainer.folder / ".remote" / "output.txt").write_text("")
     assert mirror(trainer.folder, mount)
@@ -101,6 +104,15 @@ def test_a_second_mirror_writes_nothing(trainer: Trainer, mount: Path) -> None:
     before = {path: (path.stat().st_ino, path.stat().st_ctime_ns) for path in mount.rglob("*")}
     assert not mirror(trainer.folder, mount)
     assert {path: (path.stat().st_ino, path.stat().st_ctime_ns) for path in mount.rglob("*")} == before
+
+
+def test_a_change_shows_in_size_or_in_time(trainer: Trainer, mount: Path) -> None:
+    path = trainer.folder / "config.yaml"
+    for text, seconds in (("name: one\n", 1), ("name: two\n", 2), ("name: three\n", 2)):
+        path.write_text(text)
+        os.utime(path, (seconds, seconds))
+        assert mirror(trainer.folder, mount)
+        assert (mount / "config.yaml").read_text() == text
 
 
 def test_the_state_of_the_remote_run_is_left_alone(trainer: Trainer, mount: Path, fresh: Iterator[Path]) -> None:
@@ -152,22 +164,14 @@ def test_a_save_of_the_same_step_brings_only_what_differs(trainer: Trainer, moun
     assert_equal(trainer, mount)
 
 
-def test_a_run_without_checkpoints_deletes_none(trainer: Trainer, mount: Path) -> None:
-    trainer.save()
-    trainer.save()
-    mirror(trainer.folder, mount)
-    shutil.rmtree(trainer.folder / "checkpoints")
-    mirror(trainer.folder, mount)
-    assert steps(mount) == [1, 2]
-
-
-def test_whole_checkpoints_of_later_steps_are_not_deleted(trainer: Trainer, mount: Path) -> None:
+def test_nothing_whole_is_deleted_before_something_newer_has_arrived(trainer: Trainer, mount: Path) -> None:
     for _ in range(2):
         trainer.save()
     mirror(trainer.folder, mount)
-    shutil.rmtree(trainer.folder / "checkpoints" / "step_00000002")
-    mirror(trainer.folder, mount)
-    assert steps(mount) == [1, 2]
+    for name in ("step_00000002", "step_00000001"):
+        shutil.rmtree(trainer.folder / "checkpoints" / name)
+        mirror(trainer.folder, mount)
+        assert steps(mount) == [1, 2]
 
 
 def test_newest_step_counts_complete_checkpoints(trainer: Trainer, mount: Path) -> None:
@@ -208,7 +212,7 @@ def test_a_damaged_one_is_named_passed_over_and_written_again(
     """Training comes to the same step with the same bytes: an equal manifest must not hide the damage."""
     trainer.save(weight=1)
     mirror(trainer.folder, mount)
-    trainer.save(weight=2)
+    trainer.save(is_best=True, weight=2)
     mirror(trainer.folder, mount)
     expected = content(mount / "checkpoints")
     flip(mount / "checkpoints" / "step_00000002" / "model.safetensors")
@@ -219,7 +223,7 @@ def test_a_damaged_one_is_named_passed_over_and_written_again(
     trainer.folder, trainer.step = folder, 1
     mirror(folder, mount)
     assert (mount / "checkpoints" / "LATEST").read_text() == "step_00000001\n"
-    trainer.save(weight=2)
+    trainer.save(is_best=True, weight=2)
     mirror(folder, mount)
     assert content(mount / "checkpoints") == expected
 
@@ -289,7 +293,7 @@ def test_stopped_anywhere(
         reached.add(assert_restorable(trainer, copy, next(fresh), before))
         if action is fill_up:
             assert not list(copy.rglob(f"{TEMPORARY}*"))
-        assert_whole(copy)
+        assert_whole(trainer, copy)
         elsewhere, other = next(fresh), next(fresh)
         if restore(copy, elsewhere, pytest.fail) is not None:
             shutil.copytree(copy, other)
@@ -319,7 +323,7 @@ def test_training_goes_on_meanwhile(tmp_path: Path, again: bool) -> None:
 
         has_acted = act_at(number, go_on, partial(mirror, trainer.folder, mount))
         assert not list(mount.rglob(f"{TEMPORARY}*"))
-        assert_whole(mount)
+        assert_whole(trainer, mount)
         given_up += assert_restorable(trainer, mount, folder, at_least=1) == 1
         mirror(trainer.folder, mount)
         assert_equal(trainer, mount)
