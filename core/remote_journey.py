@@ -16,9 +16,9 @@ from typing import Any
 from core.checkpoint import newest_valid
 from core.config import to_yaml
 from core.remote import LAUNCH, Order
-from core.remote_files import RemoteFolder, remote_state, remove_run, upload_data, upload_weights
+from core.remote_files import RemoteFolder, RemoteState, remote_state, remove_run, upload_data, upload_weights
 from core.remote_launch import Launch, attempt_seconds, function_timeout, image_key
-from core.remote_status import trouble
+from core.remote_status import judge, trouble
 from core.remote_transfer import pull_run, push_run
 from core.run import refuse_other_config, run_folder
 from utils.cli import warn
@@ -39,18 +39,20 @@ def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order:
     options, config = launch.options, launch.config
     name, folder = config.name, run_folder(config)
     state = remote_state(runs, name)
-    refuse_while_running(state.attempts, name)
+    refuse_while_running(state, name)
+    has_started = RemoteFolder(runs, name).read("config.yaml") is not None
     if options.resume:
         go_on(launch, runs, state, say)
-    elif options.overwrite:
+    elif options.overwrite and state.exists:
         remove_run(runs, name)
-    elif state.exists:
+        state = remote_state(runs, name)
+    elif has_started:
         raise ConfigError(
             f"the run {name} is there already on Modal: continue it with --resume or start anew with --overwrite"
         )
     seconds = float(function_timeout(options))
     weights = None
-    if config.init_from is not None and newest_here_or_there(folder, state, options.resume) is None:
+    if config.init_from is not None and not (options.resume and has_saved(folder, state)):
         from core.initial_weights import initial_folder
 
         weights = upload_weights(data, initial_folder(Path(config.init_from)), say)
@@ -62,7 +64,7 @@ def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order:
         init_from=weights,
         gpu=launch.gpu.name,
         image=image_key(options.cuda),
-        attempts_before=0 if options.overwrite else len(state.attempts),
+        attempts_before=len(state.attempts),
         max_seconds=None if options.max_hours is None else options.max_hours * 3600,
         attempt_seconds=attempt_seconds(seconds),
         sync_seconds=options.sync_seconds,
@@ -70,16 +72,20 @@ def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order:
     )
 
 
-def refuse_while_running(attempts: list[Any], name: str) -> None:
-    """Raise CheckpointError when a container seems to be at work on the run: two would overwrite each other."""
-    if attempts and attempts[-1].ended is None and time.time() - attempts[-1].seen < 180:
+def refuse_while_running(state: RemoteState, name: str) -> None:
+    """Raise CheckpointError while a call is at work on the run: two would overwrite each other."""
+    import modal
+
+    found = judge(modal, state, time.time())
+    if not found.is_over:
+        quoted = shlex.quote(name)
         raise CheckpointError(
-            f"run {name} is being trained there (last sign of life {time.time() - attempts[-1].seen:.0f} s ago): "
-            f"look at it with {CLIENT} status --run {shlex.quote(name)}, end it with {CLIENT} stop"
+            f"run {name} is {found.state} on Modal ({found.detail}): look at it with {CLIENT} status --run {quoted}, "
+            f"end it with {CLIENT} stop --run {quoted}"
         )
 
 
-def go_on(launch: Launch, runs: Any, state: Any, say: Say) -> None:
+def go_on(launch: Launch, runs: Any, state: RemoteState, say: Say) -> None:
     """For --resume: bring what is only here to the volume, refuse what cannot be one run. Raises UserError."""
     config, folder = launch.config, run_folder(launch.config)
     is_here = (folder / "config.yaml").is_file()
@@ -100,12 +106,9 @@ def go_on(launch: Launch, runs: Any, state: Any, say: Say) -> None:
         push_run(runs, folder, "last", say)
 
 
-def newest_here_or_there(folder: Path, state: Any, resumes: bool) -> int | None:
-    """Whether anything was saved that makes the initial weights needless."""
-    if not resumes:
-        return None
-    saved = newest_valid(folder / "checkpoints", warn) is not None
-    return 0 if saved or state.newest_step is not None else None
+def has_saved(folder: Path, state: RemoteState) -> bool:
+    """Whether there is a checkpoint, here or there, that makes the initial weights needless."""
+    return state.newest_step is not None or newest_valid(folder / "checkpoints", warn) is not None
 
 
 def find_secret(name: str) -> Any:

@@ -7,9 +7,11 @@ connection stands in `core/remote_journey.py`. To add an option, add it to `make
 """
 
 import argparse
+import functools
 import hashlib
 import importlib.util
 import json
+import math
 import socket
 import threading
 import tomllib
@@ -81,7 +83,12 @@ def make_parser() -> Parser:
         help="attempts after the first, 10 at most",
     )
     add("--cpu", type=positive, default=CORES, metavar="CORES", help=f"physical cores asked for (default: {CORES:g})")
-    add("--memory", type=positive, default=GIB, metavar="GIB", help=f"memory asked for (default: {GIB:g})")
+    add(
+        "--memory",
+        type=positive,
+        metavar="GIB",
+        help="memory asked for (default: twice a checkpoint and more, 16 at least)",
+    )
     add("--region", help="where to run, for example us or eu-west; costs more")
     add("--cuda", choices=("12", "13"), default="12", help="CUDA version of MLX's wheel (default: 12)")
     add("--secret", action="append", default=[], metavar="NAME", help="a secret of yours on Modal; may be repeated")
@@ -140,7 +147,8 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
     check_before_data(config, gpu)
     check_connection()
     dataset, step = prepare_data(config, options, say)
-    plan = plan_remote(
+    planned = functools.partial(
+        plan_remote,
         config,
         dataset,
         gpu,
@@ -148,12 +156,19 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
         first_step=step,
         region=options.region,
         cores=options.cpu,
-        gib=options.memory,
         attempt_hours=options.timeout,
         most_attempts=options.retries + 1,
     )
+    if options.memory is None:
+        options.memory = container_gib(planned(gib=GIB).plan.checkpoint_bytes)
+    plan = planned(gib=options.memory)
     say(f"plan of {run_folder(config)} on Modal\n{show_rows(rows(plan))}")
     return Launch(options, detached, gpu, config, dataset, plan.plan.total_steps)
+
+
+def container_gib(checkpoint_bytes: int) -> float:
+    """Memory to ask for: two checkpoints on their way to the disk, and what Python and CUDA take."""
+    return max(GIB, math.ceil(2 * checkpoint_bytes / 2**30 + GIB / 2))
 
 
 def refuse_several_ranks(config: Any) -> None:

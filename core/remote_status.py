@@ -151,6 +151,15 @@ def condition(state: RemoteState, call: Call, now: float) -> Condition:
     return Condition("running", f"last sign of life {ago(last.seen, now)} ago", is_over=False)
 
 
+def judge(modal: Any, state: RemoteState, now: float) -> Condition:
+    """The condition of a run, Modal asked about the call only while its end is not written down."""
+    found = condition(state, Call(), now)
+    call_id = (state.launch or {}).get("call_id")
+    if call_id and not found.is_over:
+        found = condition(state, ask(modal.FunctionCall.from_id(call_id)), now)
+    return found
+
+
 def ago(then: float, now: float) -> str:
     """`1:05`; clocks of two machines may differ, so never less than nothing."""
     return format_time(now - then)

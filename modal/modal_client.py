@@ -21,7 +21,7 @@ from core.progress import show_rows
 from core.remote import RUNS_VOLUME
 from core.remote_files import RemoteFolder, RemoteState, list_runs, missing_run, remote_state
 from core.remote_launch import PULLS, check_connection, require_modal
-from core.remote_status import Call, Condition
+from core.remote_status import Condition
 from core.remote_transfer import pull_run, push_run
 from utils.cli import Parser, at_least, run_command
 from utils.errors import CheckpointError, ConfigError
@@ -77,14 +77,10 @@ def open_runs(modal: Any, *, create: bool = False) -> Any:
 
 
 def look(modal: Any, volume: Any, name: str) -> tuple[RemoteState, list[Row], Condition]:
-    """State, figures and condition of a run. Modal is asked about the call only while the end is not written down."""
+    """State, figures and condition of a run."""
     state = remote_state(volume, name)
     rows = remote_status.read_rows(RemoteFolder(volume, name).read("metrics.jsonl"))
-    found = remote_status.condition(state, Call(), time.time())
-    call_id = (state.launch or {}).get("call_id")
-    if call_id and not found.is_over:
-        call = remote_status.ask(modal.FunctionCall.from_id(call_id))
-        found = remote_status.condition(state, call, time.time())
+    found = remote_status.judge(modal, state, time.time())
     return state, rows, found
 
 

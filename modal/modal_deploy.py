@@ -94,7 +94,7 @@ def launch(checked: "remote_launch.Launch") -> int:
     hardware = {
         "gpu": checked.gpu.name,
         "cpu": options.cpu,
-        "memory": round(options.memory * 1024),
+        "memory": round((options.memory or remote.GIB) * 1024),
         "region": options.region,
     }
     if options.smoke:

@@ -112,7 +112,7 @@ def test_stop_saves_and_status_ls_and_generate_tell_of_it(cloud: Loopback, home:
     running.wait_for("step 50/100000")
     second = launch(cloud, home, "--resume", *long)
     assert second.code == 2
-    assert "error: run tiny is being trained there" in second.output
+    assert "error: run tiny is running on Modal (last sign of life" in second.output
     stopped = client(cloud, home, "stop", "--run", "tiny")
     assert stopped.code == 0, stopped.output
     assert "is saved" in stopped.output
