@@ -137,8 +137,13 @@ class Container:
             self._pump(process.stdout, pb.FILE_DESCRIPTOR_STDOUT, log),
             self._pump(process.stderr, pb.FILE_DESCRIPTOR_STDERR, log),
         )
-        code = await process.wait()
-        kill_children(self)  # A machine goes with all that runs on it, and what is left would hold the pipes open.
+        # `process.wait()` also waits for the pipes, which a process that was left behind holds open.
+        while process.returncode is None:
+            await asyncio.sleep(0.01)
+        code = process.returncode
+        while self.descendants():  # A machine goes with all that runs on it.
+            kill_children(self)
+            await asyncio.sleep(0.01)
         await pumps
         self.returncode = code
         return code

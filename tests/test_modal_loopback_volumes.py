@@ -89,9 +89,9 @@ def test_open_files_make_a_commit_and_a_reload_fail(tmp_path: Path, held: str):
             if {held!r} == "file":
                 return open(RUNS / "a.txt")
             if {held!r} == "mapped":
-                import mmap
-                with open(RUNS / "a.txt", "rb") as file:
-                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                import ctypes  # Python's own mmap keeps the file open as well.
+                with open(RUNS / "a.txt") as file:
+                    return ctypes.CDLL(None).mmap(None, ctypes.c_size_t(1), 1, 2, file.fileno(), ctypes.c_long(0))
             if {held!r} == "folder":
                 return os.chdir(RUNS)
             with open(RUNS / "a.txt") as file:
@@ -115,6 +115,8 @@ def test_open_files_make_a_commit_and_a_reload_fail(tmp_path: Path, held: str):
         done = cloud.run(["modal", "run", app])
         assert done.code == 0
         assert done.output.count("refused: there are open files preventing the operation") == 2
+        # The container is over although a child of it was not.
+        assert "Timed out waiting for final app logs" not in done.output
 
 
 def test_a_reload_shows_what_others_committed_and_a_read_only_mount_is_watched(tmp_path: Path):
