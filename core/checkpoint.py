@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from models.weights import save_weights
 from utils.errors import CheckpointError
 from utils.files import sync
 
@@ -171,6 +170,8 @@ def _explained(error: Exception, folder: Path) -> Exception:
 
 
 def _write_files(temporary: Path, snapshot: Snapshot, tokenizer_folder: Path) -> None:
+    from models.weights import save_weights  # It imports MLX, which who only moves checkpoints can do without.
+
     temporary.mkdir()
     save_weights(temporary, dict(snapshot.model))
     save_file(dict(snapshot.optimizer), temporary / "optimizer.safetensors")

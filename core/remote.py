@@ -102,10 +102,7 @@ class Outcome(NamedTuple):
 
 
 def newest_step(run_folder: Path) -> int | None:
-    """The step of the newest complete checkpoint of a run folder, by names alone; None: there is none.
-
-    Not in core/checkpoint.py, because that imports MLX, which an image that was not tested yet may fail to.
-    """
+    """The step of the newest complete checkpoint of a run folder, by names alone; None: there is none."""
     manifests = (run_folder / "checkpoints").glob("step_*/MANIFEST.json")
     return max((int(path.parent.name.removeprefix("step_")) for path in manifests), default=None)
 

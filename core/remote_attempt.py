@@ -30,6 +30,8 @@ from core.remote import (
     write_attempts,
 )
 from core.remote_child import Child, explain_exit
+from core.remote_mirror import mirror, restore
+from utils.errors import UserError
 
 POLL_SECONDS = 0.2
 INTERRUPT_GRACE_SECONDS = 20.0
@@ -143,6 +145,8 @@ def attempt(order: Order, runs: Volume, cancelled: type[BaseException], say: Cal
         bring(desk, place)
         desk.note(outcome="stopped" if isinstance(interrupt, cancelled) else "interrupted", ended=time.time())
         raise
+    except UserError as error:
+        return desk.end("refused", 2, "\n".join(error.problems))
     except OSError as error:
         return crash(desk, f"cannot bring the run to the volume: {error}")
 
@@ -154,8 +158,6 @@ def work(desk: Desk, place: Place, left: float | None, say: Callable[[str], None
         return failed
     if not (mounted(DATA_MOUNT) / order.data).is_dir():
         return desk.end("refused", 2, f"the data volume holds no {order.data}: launch again, which uploads it")
-    from core.remote_mirror import restore  # It imports MLX, which works once the image is tested.
-
     step = restore(desk.folder, place.run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
     say("starting" if step is None else f"going on from step {step}")
     allowed = min(order.attempt_seconds, left if left is not None else float("inf"))
@@ -252,8 +254,6 @@ def training_command(order: Order, place: Place) -> list[str]:
 def bring(desk: Desk, place: Place) -> None:
     """Bring the run folder and the output to the volume, and make them durable."""
     if (place.run / "config.yaml").is_file():
-        from core.remote_mirror import mirror
-
         mirror(place.run, desk.folder)
     if place.output.is_file():
         keep_output(place.output, desk.folder / OUTPUT, desk.now.number)

@@ -29,8 +29,8 @@ class Home:
         here = {
             "out_dir": "runs",
             "data": {"sources": [{"type": "jsonl", "path": "corpus.jsonl"}], "cache_dir": "cache"},
-            "training": {"duration": "200 steps"},
-            "evaluation": {"every": "50 steps"},
+            "training": {"duration": "120 steps"},
+            "evaluation": {"every": "40 steps"},
         }
         values = merge(merge(tiny_values(folder), here), changes)
         self.name: str = values["name"]

@@ -5,6 +5,7 @@ What the real entry point, retries and interrupts make of it is tested in test_m
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -250,6 +251,23 @@ def test_every_attempt_takes_the_newest_whole_checkpoint(mounts: Path, trains: C
     assert "step_00000002" in said
     assert "step_00000004" not in said
     assert not find_damage(mounts / "runs" / "r" / "checkpoints" / "step_00000002")
+
+
+def test_a_run_without_a_whole_checkpoint_is_left_to_a_person(mounts: Path, trains: Callable[[str], None]) -> None:
+    save(mounts, 2)
+    (mounts / "runs" / "r" / "checkpoints" / "step_00000002" / "model.safetensors").write_bytes(b"flipped")
+    trains("raise AssertionError('nothing is trained')")
+    outcome = attempt(ORDER, FolderVolume(), Cancelled)
+    assert (outcome.outcome, outcome.exit_code) == ("refused", 2)
+    assert "no checkpoint of r on the volume is whole" in outcome.message
+
+
+def test_the_parent_of_training_never_loads_mlx() -> None:
+    """It would hold memory of the GPU, and an image in which MLX fails could not say so."""
+    script = (
+        "import sys, core.remote_attempt, core.remote_commands, core.remote_mirror; print('mlx.core' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_the_command_resumes_what_was_started(mounts: Path, tmp_path: Path) -> None:

@@ -39,19 +39,19 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_journey_there_and_back_is_the_run_that_stayed(cloud: Loopback, home: Home, tmp_path: Path) -> None:
     """Steps, tokens, learning rate, data order, losses, weights, optimizer: as if it had never left."""
     reference = stayed(tmp_path / "stayed" / "home")
-    home.train_until(60)
-    assert newest_step(home.run) == 60
+    home.train_until(40)
+    assert newest_step(home.run) == 40
 
     pushed = client(cloud, home, "push", "--run", "tiny")
     assert pushed.code == 0, pushed.output
-    cloud.when(saved(cloud, home, 120), kill_children)
+    cloud.when(saved(cloud, home, 70), kill_children)
     away = launch(cloud, home, "--resume", "--pull", "none", "--retries", "0")
     assert away.code == 2, away.output
-    assert "going on from step 60" in away.output
+    assert "going on from step 40" in away.output
     step = newest_step(there(cloud, home))
     assert step is not None
-    assert step >= 120
-    assert newest_step(home.run) == 60
+    assert step >= 70
+    assert newest_step(home.run) == 40
 
     pulled = client(cloud, home, "pull", "--run", "tiny")
     assert pulled.code == 0, pulled.output
@@ -59,7 +59,7 @@ def test_a_journey_there_and_back_is_the_run_that_stayed(cloud: Loopback, home: 
     home.train(resume=True)
     assert_same_run(home.run, reference)
     steps = [row["step"] for row in metric_rows(home.run) if "train/loss" in row]
-    assert steps == list(range(1, 201))
+    assert steps == list(range(1, 121))
 
 
 def test_push_and_pull_give_back_every_bit(cloud: Loopback, home: Home) -> None:
@@ -78,15 +78,15 @@ def test_push_and_pull_give_back_every_bit(cloud: Loopback, home: Home) -> None:
 
 def test_a_detached_run_outlives_its_terminal(cloud: Loopback, home: Home, tmp_path: Path) -> None:
     knows_the_image(cloud)
-    terminal = cloud.start(deploy(home, "training.duration=400 steps", detach=True), cwd=home.folder)
-    terminal.wait_for("step 50/400")
+    terminal = cloud.start(deploy(home, "training.duration=240 steps", detach=True), cwd=home.folder)
+    terminal.wait_for("step 40/240")
     terminal.kill()
     status = client(cloud, home, "status", "--run", "tiny")
     assert status.code == 0, status.output
-    assert "of 400" in status.output
+    assert "of 240" in status.output
     follow = client(cloud, home, "logs", "--run", "tiny", "--follow", "--lines", "0")
     assert follow.code == 0, follow.output
-    assert "step 400/400" in follow.output
+    assert "step 240/240" in follow.output
     (row,) = attempts(cloud, home)
     assert row.outcome == "finished"
     pulled = client(cloud, home, "pull", "--run", "tiny", "--checkpoints", "best")
@@ -96,8 +96,8 @@ def test_a_detached_run_outlives_its_terminal(cloud: Loopback, home: Home, tmp_p
 
 def test_ctrl_c_leaves_a_detached_run_alone(cloud: Loopback, home: Home) -> None:
     knows_the_image(cloud)
-    terminal = cloud.start(deploy(home, "training.duration=300 steps", detach=True), cwd=home.folder)
-    terminal.wait_for("step 50/300")
+    terminal = cloud.start(deploy(home, detach=True), cwd=home.folder)
+    terminal.wait_for("step 40/120")
     terminal.interrupt()
     finished = terminal.wait()
     assert "the run goes on; bring it home with python modal/modal_client.py pull --run tiny" in finished.output
@@ -109,7 +109,7 @@ def test_stop_saves_and_status_ls_and_generate_tell_of_it(cloud: Loopback, home:
     knows_the_image(cloud)
     long = ("training.duration=100000 steps", "checkpoint.every=null")
     running = cloud.start(deploy(home, *long, "--pull", "none"), cwd=home.folder)
-    running.wait_for("step 50/100000")
+    running.wait_for("step 40/100000")
     second = launch(cloud, home, "--resume", *long)
     assert second.code == 2
     assert "error: run tiny is running on Modal (last sign of life" in second.output
