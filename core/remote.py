@@ -58,8 +58,8 @@ class Order(NamedTuple):
     """What one attempt may take before it saves and lets the next one go on."""
     sync_seconds: float
     """How often the run folder is brought to the volume."""
-    shows_bar: bool
-    """Whether progress is shown as a bar that moves, for a terminal at the other end."""
+    bar_columns: int
+    """Width of the terminal at the other end, for a bar that moves; 0: it is none, and lines stay as they are."""
 
 
 class Attempt(NamedTuple):

@@ -161,7 +161,7 @@ def work(desk: Desk, place: Place, left: float | None, say: Callable[[str], None
     step = restore(desk.folder, place.run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
     say("starting" if step is None else f"going on from step {step}")
     allowed = min(order.attempt_seconds, left if left is not None else float("inf"))
-    with Child(training_command(order, place), place.root, place.output, shows_bar=order.shows_bar) as child:
+    with Child(training_command(order, place), place.root, place.output, bar_columns=order.bar_columns) as child:
         try:
             code = watch(child, desk, place, time.monotonic() + allowed)
         except BaseException:

@@ -20,6 +20,7 @@ SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 SHORTEST_SECRET = 8
 NUM_LAST_LINES = 20
 BAR_WIDTH = 24
+CLEAR_LINE = "\x1b[2K"
 KILL_SECONDS = 5.0
 STEP_LINE = re.compile(r"step (\d+)/(\d+)  ")
 
@@ -27,9 +28,9 @@ STEP_LINE = re.compile(r"step (\d+)/(\d+)  ")
 class Child:
     """A running command, killed when its block is left. Its output goes to this process's output and to a file."""
 
-    def __init__(self, command: Sequence[str], folder: Path, output: Path, *, shows_bar: bool = False) -> None:
-        """`folder`: where it runs; `output`: text file its lines are appended to."""
-        self._shows_bar = shows_bar
+    def __init__(self, command: Sequence[str], folder: Path, output: Path, *, bar_columns: int = 0) -> None:
+        """`folder`: where it runs; `output`: file its lines are appended to; `bar_columns`: see `Order`."""
+        self._bar_columns = bar_columns
         self._secrets = [value for name in SECRETS if len(value := os.environ.get(name, "")) >= SHORTEST_SECRET]
         self._output = output
         self._writing = threading.Lock()
@@ -67,7 +68,7 @@ class Child:
                 with self._writing:
                     with self._output.open("a", encoding="utf-8") as file:
                         file.write(line)
-                    destination.write(moving_bar(line) if self._shows_bar else line)
+                    destination.write(moving_bar(line, self._bar_columns) if self._bar_columns else line)
                     destination.flush()
 
     def _without_secrets(self, line: str) -> str:
@@ -107,16 +108,19 @@ def module_folders() -> list[str]:
     return list(dict.fromkeys([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
 
 
-def moving_bar(line: str) -> str:
-    """A line of progress as a bar that the next one overwrites; any other line as it is."""
+def moving_bar(line: str, columns: int) -> str:
+    """A line of progress as a bar that the next one overwrites, at most `columns` wide; any other line as it is.
+
+    Modal's client puts the next line over one that ends in a carriage return, but leaves what stands behind it.
+    """
     found = STEP_LINE.match(line)
     if found is None:
         return line
     step, total = int(found[1]), int(found[2])
     filled = BAR_WIDTH * step // max(1, total)
     bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-    end = "\n" if step >= total else "\r"
-    return f"{step}/{total} [{bar}] {line[found.end() :].rstrip()}{end}"
+    text = f"{step}/{total} [{bar}] {line[found.end() :].rstrip()}"
+    return CLEAR_LINE + text[: columns - 1] + ("\n" if step >= total else "\r")
 
 
 def explain_exit(code: int) -> str:

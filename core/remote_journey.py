@@ -6,6 +6,7 @@ saves there first, unless the run was detached. To change what is refused before
 
 import json
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -68,7 +69,7 @@ def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order:
         max_seconds=None if options.max_hours is None else options.max_hours * 3600,
         attempt_seconds=attempt_seconds(seconds),
         sync_seconds=options.sync_seconds,
-        shows_bar=sys.stdout.isatty(),
+        bar_columns=shutil.get_terminal_size().columns if sys.stdout.isatty() else 0,
     )
 
 

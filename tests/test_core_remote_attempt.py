@@ -32,7 +32,7 @@ ORDER = Order(
     max_seconds=None,
     attempt_seconds=60.0,
     sync_seconds=0.05,
-    shows_bar=False,
+    bar_columns=0,
 )
 
 STARTED = (

@@ -69,7 +69,7 @@ def test_a_call_runs_in_a_container_with_what_was_declared_and_nothing_else(
         (container,) = cloud.containers
         assert container.output.split("x" * 20000)[1] == " good day t0ken False\nno module core\n"
         assert container.output in done.output
-        assert container.files == ["/root/toy_app.py"]
+        assert [Path(file).name for file in container.files] == ["toy_app.py"]
         declared, run = cloud.functions["work"], container.function
         assert (declared.resources.gpu_config.gpu_type, declared.timeout_secs) == ("T4", 60)
         assert (run.resources.gpu_config.gpu_type, run.timeout_secs) == ("A100-80GB", 7)

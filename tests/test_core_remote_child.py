@@ -1,0 +1,121 @@
+"""A child's lines, its end, and what is told of it."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from core.remote_child import Child, explain_exit, moving_bar
+
+
+def run(script: str, folder: Path, **options: int) -> tuple[int | None, Child]:
+    with Child([sys.executable, "-c", script], folder, folder / "output.txt", **options) as child:
+        return child.wait(30), child
+
+
+def test_lines_go_to_both_streams_and_into_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, child = run(
+        "import sys; print('a\\nb'); print('c', file=sys.stderr); print('d', end=''); sys.exit(3)", tmp_path
+    )
+    assert code == 3
+    out, err = capfd.readouterr()
+    assert (out, err) == ("a\nb\nd", "c\n")
+    assert sorted((tmp_path / "output.txt").read_text().replace("dc", "d\nc").split()) == ["a", "b", "c", "d"]
+    assert list(child.last_errors) == ["c"]
+
+
+def test_only_the_last_errors_are_kept(tmp_path: Path) -> None:
+    _, child = run("import sys; [print(number, file=sys.stderr) for number in range(100)]", tmp_path)
+    assert list(child.last_errors) == [str(number) for number in range(80, 100)]
+
+
+def test_bytes_that_are_no_text_do_not_stop_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, _ = run("import sys; sys.stdout.buffer.write(b'\\xff\\n')", tmp_path)
+    assert code == 0
+    assert capfd.readouterr().out == "\\xff\n"
+
+
+def test_values_of_secrets_are_blotted_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    run("import os, sys; print('t', os.environ['HF_TOKEN']); print('a short error', file=sys.stderr)", tmp_path)
+    out, err = capfd.readouterr()
+    assert out == "t ***\n"
+    assert err == "a short error\n", "what is too short for a secret is left alone"
+    assert "hf_0123456789" not in (tmp_path / "output.txt").read_text()
+
+
+def test_an_interrupt_lets_it_save_and_a_deaf_one_is_killed(tmp_path: Path) -> None:
+    ready = "open('ready', 'w').close()"
+    saves = f"import signal, sys, time; signal.signal(2, lambda *_: sys.exit(130)); {ready}; time.sleep(60)"
+    deaf = f"import signal, time; signal.signal(2, signal.SIG_IGN); {ready}; time.sleep(60)"
+    for script, grace, expected in ((saves, 20.0, 130), (deaf, 0.1, -9)):
+        with Child([sys.executable, "-c", script], tmp_path, tmp_path / "output.txt") as child:
+            wait_for(tmp_path / "ready")
+            assert child.interrupt(grace) == expected
+        (tmp_path / "ready").unlink()
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], stdout=subprocess.DEVNULL,"
+        " stderr=subprocess.DEVNULL)\n"
+        "open('pid.tmp', 'w').write(str(other.pid)); import os; os.rename('pid.tmp', 'pid'); time.sleep(60)"
+    )
+    with Child([sys.executable, "-c", script], tmp_path, tmp_path / "output.txt"):
+        wait_for(tmp_path / "pid")
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 20
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().split()[2] != "Z"
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "shown"),
+    [
+        ("step 5/10  loss 1.0\n", 80, "\x1b[2K5/10 [############------------] loss 1.0\r"),
+        ("step 10/10  loss 1.0\n", 80, "\x1b[2K10/10 [########################] loss 1.0\n"),
+        ("step 0/0  val 1\n", 80, "\x1b[2K0/0 [------------------------] val 1\n"),
+        ("step 5/10  loss 1.0\n", 12, "\x1b[2K5/10 [#####\r"),
+        ("steps 5/10  loss\n", 80, "steps 5/10  loss\n"),
+        ("a step 5/10  loss\n", 80, "a step 5/10  loss\n"),
+    ],
+)
+def test_moving_bar(line: str, columns: int, shown: str) -> None:
+    assert moving_bar(line, columns) == shown
+
+
+def test_a_bar_moves_in_the_output_and_the_file_keeps_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run("print('step 1/2  loss 3'); print('step 2/2  loss 2')", tmp_path, bar_columns=80)
+    assert capfd.readouterr().out.count("\r") == 1
+    assert (tmp_path / "output.txt").read_text() == "step 1/2  loss 3\nstep 2/2  loss 2\n"
+
+
+def test_explain_exit() -> None:
+    assert explain_exit(1) == "exit code 1"
+    assert explain_exit(-11) == "killed by SIGSEGV"
+    assert "--memory asks for more" in explain_exit(-9)
+    assert explain_exit(-200) == "killed by signal 200"
