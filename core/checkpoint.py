@@ -64,6 +64,12 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def checkpoint_step(name: str) -> int | None:
+    """1000 of `step_00001000`; None for any other name."""
+    digits = name.removeprefix("step_")
+    return int(digits) if digits != name and digits.isdecimal() else None
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders in `folder`, oldest first, verified or not."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir())

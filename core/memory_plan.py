@@ -16,7 +16,7 @@ from core.objectives.denoise import DenoiseConfig
 from core.objectives.linear_cross_entropy import MAX_PIECES, PIECE, auto_chunk_size
 from models.activation_memory import ActivationMemory, Work, activation_memory
 from models.decoder_config import DecoderConfig, parameter_shapes
-from utils.chips import this_chip
+from utils.chips import Chip, this_chip
 from utils.memory import format_bytes, memory_limit
 
 FLOAT32 = 4
@@ -70,6 +70,8 @@ class Step(NamedTuple):
     precision: str
     world_size: int = 1
     on_cpu: bool = True
+    device_precision: str = "float32"
+    """What `training.precision: auto` is on the device."""
 
     @property
     def itemsize(self) -> int:
@@ -95,11 +97,12 @@ def step_of(
     optimizer_bytes: int,
     precision: str,
     world_size: int = 1,
-    on_cpu: bool | None = None,
+    chip: Chip | None = None,
 ) -> Step:
-    """The step of a run; `on_cpu` None asks the default device. `model_config` knows its vocabulary."""
-    on_cpu = this_chip().kind == "cpu" if on_cpu is None else on_cpu
-    return Step(config, model_config, micro_batch_size, optimizer_bytes, precision, world_size, on_cpu)
+    """The step of a run on `chip`, by default this machine's. `model_config` knows its vocabulary."""
+    chip = chip or this_chip()
+    known = (config, model_config, micro_batch_size, optimizer_bytes, precision, world_size)
+    return Step(*known, on_cpu=chip.kind == "cpu", device_precision=chip.default_precision)
 
 
 def limit_of(config: Config) -> int:

@@ -24,7 +24,6 @@ from models.activation_memory import attention_path
 from models.attention.flash_attention import FlashAttentionConfig
 from models.attention.flex_attention import FlexAttentionConfig
 from models.decoder_config import DecoderConfig
-from utils.chips import this_chip
 from utils.errors import ConfigError
 from utils.memory import format_bytes
 
@@ -120,10 +119,9 @@ def shorter_rows(step: Step, limit: int) -> Remedy | None:
 
 def half_precision(step: Step, limit: int) -> Remedy | None:
     """Where the device computes in it by itself."""
-    default = this_chip().default_precision
-    if step.precision != "float32" or default == "float32":
+    if step.precision != "float32" or step.device_precision == "float32":
         return None
-    return Remedy(f"training.precision: {default}", step._replace(precision=default))
+    return Remedy(f"training.precision: {step.device_precision}", step._replace(precision=step.device_precision))
 
 
 def no_averaged_weights(step: Step, limit: int) -> Remedy | None:

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from core.checkpoint import ASIDE, MANIFEST, TEMPORARY, checkpoint_name, find_damage, sha256_of
+from core.checkpoint import ASIDE, MANIFEST, TEMPORARY, checkpoint_name, checkpoint_step, find_damage, sha256_of
 from core.config import load
-from core.remote_files import RemoteFolder, Say, send, step_of, steps_there
+from core.remote_files import RemoteFolder, Say, send, steps_there
 from core.run import MAY_DIFFER, differing_keys
 from utils.errors import CheckpointError, ConfigError
 from utils.files import sync
@@ -45,7 +45,7 @@ def side_here(newest: Path | None) -> Side:
     """`newest`: the newest whole checkpoint here."""
     if newest is None:
         return Side("here", None, None)
-    return Side("here", step_of(newest.name), (newest / MANIFEST).read_bytes())
+    return Side("here", checkpoint_step(newest.name), (newest / MANIFEST).read_bytes())
 
 
 def side_there(remote: RemoteFolder, sizes: dict[str, int], say: Say) -> Side:

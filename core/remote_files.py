@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.checkpoint import BEST, MANIFEST, sha256_of
+from core.checkpoint import BEST, MANIFEST, checkpoint_step, sha256_of
 from core.remote import ATTEMPTS, LAUNCH, Attempt, read_attempts
 from data.store import open_store
 from models.weights import find_files
@@ -196,7 +196,7 @@ def remote_state(volume: Any, name: str) -> RemoteState:
     remote = RemoteFolder(volume, name)
     sizes = remote.sizes()
     steps = steps_there(sizes)
-    best = step_of((remote.read(f"checkpoints/{BEST}") or b"").decode().strip())
+    best = checkpoint_step((remote.read(f"checkpoints/{BEST}") or b"").decode().strip())
     launch, attempts = (remote.read(file) if file in sizes else None for file in (LAUNCH, ATTEMPTS))
     try:
         return RemoteState(
@@ -215,14 +215,10 @@ def remote_state(volume: Any, name: str) -> RemoteState:
 def steps_there(sizes: dict[str, int]) -> list[int]:
     """Steps of the checkpoints whose manifest, which is written last, is among these files of a run; oldest first."""
     parts = [file.split("/") for file in sizes]
-    steps = [step_of(part[1]) for part in parts if len(part) == 3 and (part[0], part[2]) == ("checkpoints", MANIFEST)]
+    steps = [
+        checkpoint_step(part[1]) for part in parts if len(part) == 3 and (part[0], part[2]) == ("checkpoints", MANIFEST)
+    ]
     return sorted(step for step in steps if step is not None)
-
-
-def step_of(checkpoint: str) -> int | None:
-    """1000 of `step_00001000`; None for any other name."""
-    digits = checkpoint.removeprefix("step_")
-    return int(digits) if digits != checkpoint and digits.isdecimal() else None
 
 
 def list_runs(volume: Any) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint import newest_valid
+from core.checkpoint import checkpoint_step, newest_valid
 from core.config import to_yaml
 from core.remote import LAUNCH, Order
 from core.remote_files import RemoteFolder, RemoteState, remote_state, remove_run, upload_data, upload_weights
@@ -97,7 +97,7 @@ def go_on(launch: Launch, runs: Any, state: RemoteState, say: Say) -> None:
             Path(there, "config.yaml").write_bytes(text)
             refuse_other_config(config, Path(there))
     newest = newest_valid(folder / "checkpoints", warn) if is_here else None
-    here = int(newest.name.removeprefix("step_")) if newest else None
+    here = checkpoint_step(newest.name) if newest else None
     if here is None and state.newest_step is None:
         return
     if here is None or (state.newest_step or 0) > here:

@@ -188,7 +188,7 @@ def step_on(gpu: Gpu, config: Config, model_config: Any, optimizer_bytes: int) -
         micro_batch_size=config.micro_batch_size_of(1),
         optimizer_bytes=optimizer_bytes,
         precision=gpu.precision(config.training.precision),
-        on_cpu=False,
+        chip=gpu.chip,
     )
     if config.training.micro_batch_size != "auto":
         return step

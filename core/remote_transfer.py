@@ -21,6 +21,7 @@ from core.checkpoint import (
     TEMPORARY,
     best_checkpoint,
     checkpoint_name,
+    checkpoint_step,
     find_damage,
     list_checkpoints,
     newest_valid,
@@ -42,7 +43,7 @@ from core.remote_checkpoints import (
     side_there,
     whole_manifest,
 )
-from core.remote_files import RemoteFolder, Say, missing_run, send, step_of, steps_there
+from core.remote_files import RemoteFolder, Say, missing_run, send, steps_there
 from core.run import DISK_ERRORS, OWN_FILES, acquire_lock
 from utils.errors import CheckpointError
 from utils.files import sync
@@ -264,7 +265,7 @@ def point_here(folder: Path, best_there: str, verified: set[str], say: Say) -> i
         (folder / LATEST).unlink(missing_ok=True)
         return None
     point_at(newest, is_best=False)
-    return step_of(newest.name)
+    return checkpoint_step(newest.name)
 
 
 def read_best(remote: RemoteFolder) -> str:

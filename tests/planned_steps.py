@@ -5,6 +5,10 @@ from typing import Any
 from core.config import Config, build_section
 from core.memory_plan import Step, step_of
 from tests.tiny_run import merge
+from utils.chips import Chip
+
+CPU = Chip("a CPU", "cpu", "float32", {})
+H200 = Chip("NVIDIA H200", "cuda", "bfloat16", {})
 
 
 def config_of(**changes: Any) -> Config:
@@ -34,7 +38,7 @@ def planned(config: Config, **changes: Any) -> Step:
         "micro_batch_size": config.micro_batch_size_of(1),
         "optimizer_bytes": 8 * config.model.num_params(),
         "precision": "float32",
-        "on_cpu": True,
+        "chip": CPU,
     }
     return step_of(config, config.model, **{**known, **changes})
 

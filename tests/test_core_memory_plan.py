@@ -30,7 +30,7 @@ from data.batch import Batch
 from distributed.group import SingleConfig
 from models.base import ModelConfig
 from tests.memory_peaks import highest_peak
-from tests.planned_steps import config_of, planned, with_vocabulary
+from tests.planned_steps import H200, config_of, planned, with_vocabulary
 from tests.tiny_run import needs_compiler
 from utils.errors import ConfigError
 
@@ -268,8 +268,8 @@ class TestWhatTheEstimateIsMadeOf:
     def test_half_precision_keeps_half_and_a_copy_of_the_weights(self) -> None:
         # Heads of 64 have a fused kernel in both precisions.
         config = config_of(model={"attention": {"type": "flash"}, "num_attention_heads": 2})
-        single = estimate_memory(planned(config, on_cpu=False))
-        half = estimate_memory(planned(config, on_cpu=False, precision="bfloat16"))
+        single = estimate_memory(planned(config, chip=H200))
+        half = estimate_memory(planned(config, chip=H200, precision="bfloat16"))
         assert half.weights == single.weights * 3 // 2
         assert 0.45 < half.activations / single.activations < 0.6
         assert half.logits == single.logits * 3 // 4

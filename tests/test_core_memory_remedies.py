@@ -9,9 +9,8 @@ from core import memory_remedies
 from core.config import Config, build_section, dump, load
 from core.memory_plan import Step, estimate_memory, limit_of
 from core.memory_remedies import check_fits
-from tests.planned_steps import config_of, planned, with_vocabulary
+from tests.planned_steps import H200, config_of, planned, with_vocabulary
 from tests.tiny_run import merge
-from utils.chips import Chip
 from utils.errors import ConfigError
 
 
@@ -82,10 +81,9 @@ class TestErrors:
         assert "training.activation_checkpointing: all" in text
         assert "every 2" not in text
 
-    def test_half_precision_is_named_where_the_device_has_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(memory_remedies, "this_chip", lambda: Chip("NVIDIA H200", "cuda", "bfloat16", {}))
+    def test_half_precision_is_named_where_the_device_has_it(self) -> None:
         config = config_of(training={"micro_batch_size": 1})
-        step = planned(config, on_cpu=False)
+        step = planned(config, chip=H200)
         assert "training.precision: bfloat16" in error_of(step, round(estimate_memory(step).peak * 0.8))
         step = step._replace(precision="bfloat16")
         assert "training.precision" not in error_of(step, round(estimate_memory(step).peak * 0.8))

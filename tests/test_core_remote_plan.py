@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import memory_plan, memory_remedies
+from core import memory_plan
 from core.assembly import build_parts
 from core.config import Config, load
 from core.memory_plan import estimate_memory
@@ -40,8 +40,7 @@ BIG = ("configs/models/model-config-400m.yaml", 32768)
 
 def machine_with(monkeypatch: pytest.MonkeyPatch, chip: Chip, limit: int) -> None:
     """Let the planner believe that it runs on `chip`."""
-    for module in (memory_plan, memory_remedies):
-        monkeypatch.setattr(module, "this_chip", lambda: chip)
+    monkeypatch.setattr(memory_plan, "this_chip", lambda: chip)
     monkeypatch.setattr(memory_plan, "memory_limit", lambda: limit)
 
 
