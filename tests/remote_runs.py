@@ -76,9 +76,10 @@ def deploy(home: Home, *arguments: str, detach: bool = False) -> list[str]:
     return [str(MODAL), "run", *flags, str(DEPLOY), *given]
 
 
-def launch(cloud: Loopback, home: Home, *arguments: str, **options: Any) -> Finished:
-    """`modal run` to its end."""
-    knows_the_image(cloud)
+def launch(cloud: Loopback, home: Home, *arguments: str, new_image: bool = False, **options: Any) -> Finished:
+    """`modal run` to its end; a new image is tested before it trains."""
+    if not new_image:
+        knows_the_image(cloud)
     return cloud.run(deploy(home, *arguments), cwd=home.folder, **options)
 
 

@@ -80,13 +80,16 @@ def test_a_run_there_is_the_run_here(cloud: Loopback, home: Home, reference: Pat
 
 def test_what_is_there_is_not_sent_again(cloud: Loopback, home: Home) -> None:
     short = ("training.duration=3 steps", "evaluation.every=null", "--pull", "none")
-    assert launch(cloud, home, *short).code == 0
+    first = launch(cloud, home, *short, new_image=True)
+    assert first.code == 0, first.output
+    assert "smoke test passed" in first.output
     sent = cloud.uploaded_bytes
     (folder,) = cloud.volume(DATA_VOLUME).iterdir()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert sent >= size
-    second = launch(cloud, home, *short, "name=again")
+    second = launch(cloud, home, *short, "name=again", new_image=True)
     assert second.code == 0, second.output
+    assert "smoke test" not in second.output, "the image has passed it"
     assert "prepared data: already on the volume" in second.output
     assert cloud.uploaded_bytes - sent < 2000, "no more than who was called"
     assert not list_checkpoints(home.run / "checkpoints")
@@ -95,6 +98,10 @@ def test_what_is_there_is_not_sent_again(cloud: Loopback, home: Home) -> None:
     assert third.code == 2
     assert "is there already" in third.output
     assert cloud.count("FunctionMap") == 2, "refused before a GPU was asked for"
+    anew = launch(cloud, home, "training.duration=4 steps", *short[1:], "--overwrite")
+    assert anew.code == 0, anew.output
+    assert [row["step"] for row in metric_rows(home.run) if "train/loss" in row] == [1, 2, 3, 4]
+    assert len(attempts(cloud, home)) == 1
 
 
 def test_a_crash_goes_on_where_it_was_saved(cloud: Loopback, home: Home, reference: Path) -> None:
