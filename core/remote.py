@@ -9,6 +9,8 @@ the container starts with it. To send another setting along, add a field to `Ord
 
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +18,10 @@ RUNS_VOLUME, DATA_VOLUME = "pippin-runs", "pippin-data"
 RUNS_MOUNT, DATA_MOUNT = "/runs", "/data"
 STATE = ".remote"
 """In a run's folder on the volume; never brought home."""
-LAUNCH, ATTEMPTS, OUTPUT = f"{STATE}/launch.json", f"{STATE}/attempts.json", f"{STATE}/output.txt"
-"""Who was called with what (written from here); what became of each attempt, and what they printed (written there)."""
+LAUNCH = f"{STATE}/launch.json"
+"""Who was called with what; written from here. What became of each attempt, and what it printed, is written there, in
+two files of its own: a container that was interrupted may still save while the next one works."""
+ATTEMPT_FILE, OUTPUT_FILE = re.compile(rf"{STATE}/attempt-(\d+)\.json"), re.compile(rf"{STATE}/output-(\d+)\.txt")
 
 ATTEMPT_HOURS, MOST_RETRIES = 24, 10
 """Modal's longest attempt, and how often it tries again at most."""
@@ -63,7 +67,7 @@ class Order(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """One container's work on a run, as `attempts.json` lists them. Times are seconds since 1970."""
+    """One container's work on a run, as a file of its own tells of it. Times are seconds since 1970."""
 
     number: int
     """From 1."""
@@ -107,12 +111,34 @@ def newest_step(run_folder: Path) -> int | None:
     return max((int(path.parent.name.removeprefix("step_")) for path in manifests), default=None)
 
 
-def read_attempts(text: str) -> list[Attempt]:
-    """From `attempts.json`. Keys that a later version wrote are passed over."""
-    rows: list[dict[str, Any]] = json.loads(text)["attempts"]
-    return [Attempt(**{key: row[key] for key in Attempt._fields if key in row}) for row in rows]
+def attempt_file(number: int) -> str:
+    """Where an attempt tells what becomes of it."""
+    return f"{STATE}/attempt-{number}.json"
 
 
-def write_attempts(attempts: list[Attempt]) -> str:
-    """The text of `attempts.json`."""
-    return json.dumps({"attempts": [attempt._asdict() for attempt in attempts]}, indent=1) + "\n"
+def output_file(number: int) -> str:
+    """Where an attempt keeps what it prints."""
+    return f"{STATE}/output-{number}.txt"
+
+
+def numbered(names: Iterable[str], pattern: re.Pattern[str]) -> dict[int, str]:
+    """Those of the names that match, by their number, in order."""
+    found = {int(match[1]): name for name in names if (match := pattern.fullmatch(name))}
+    return dict(sorted(found.items()))
+
+
+def read_attempt(text: str) -> Attempt:
+    """From an attempt's file. Keys that a later version wrote are passed over."""
+    row: dict[str, Any] = json.loads(text)
+    return Attempt(**{key: row[key] for key in Attempt._fields if key in row})
+
+
+def write_attempt(attempt: Attempt) -> str:
+    """The text of an attempt's file."""
+    return json.dumps(attempt._asdict(), indent=1) + "\n"
+
+
+def attempts_in(run_folder: Path) -> list[Attempt]:
+    """All attempts at the run that lies in a folder of this machine, in order."""
+    names = (path.relative_to(run_folder).as_posix() for path in run_folder.glob(f"{STATE}/*"))
+    return [read_attempt((run_folder / name).read_text("utf-8")) for name in numbered(names, ATTEMPT_FILE).values()]

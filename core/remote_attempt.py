@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from core.remote import (
-    ATTEMPTS,
     DATA_MOUNT,
-    OUTPUT,
     RUNS_MOUNT,
     Attempt,
     Order,
     Outcome,
+    attempt_file,
+    attempts_in,
     mounted,
     newest_step,
-    read_attempts,
-    write_attempts,
+    output_file,
+    write_attempt,
 )
 from core.remote_child import Child, explain_exit
 from core.remote_mirror import mirror, restore
@@ -65,8 +65,7 @@ class Desk:
         self.order, self.runs = order, runs
         self.folder = mounted(RUNS_MOUNT) / order.name
         runs.reload()
-        file = self.folder / ATTEMPTS
-        self.attempts = read_attempts(file.read_text(encoding="utf-8")) if file.is_file() else []
+        self.attempts = attempts_in(self.folder)
 
     @property
     def now(self) -> Attempt:
@@ -79,8 +78,9 @@ class Desk:
         return self.attempts[self.order.attempts_before :]
 
     def begin(self) -> None:
-        """Put a new attempt on the list."""
-        number, now, step = len(self.attempts) + 1, time.time(), newest_step(self.folder) or 0
+        """Add an entry for a new attempt."""
+        number = self.now.number + 1 if self.attempts else 1
+        now, step = time.time(), newest_step(self.folder) or 0
         self.attempts.append(Attempt(number, self.order.gpu, now, now, first_step=step, step=step))
         self.write()
 
@@ -91,11 +91,11 @@ class Desk:
         self.write()
 
     def write(self) -> None:
-        """Write the list, whole or not at all, and commit."""
-        file = self.folder / ATTEMPTS
+        """Write the entry, whole or not at all, and commit."""
+        file = self.folder / attempt_file(self.now.number)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(write_attempts(self.attempts), encoding="utf-8")
+        temporary.write_text(write_attempt(self.now), encoding="utf-8")
         temporary.replace(file)
         self.runs.commit()
 
@@ -256,22 +256,8 @@ def bring(desk: Desk, place: Place) -> None:
     if (place.run / "config.yaml").is_file():
         mirror(place.run, desk.folder)
     if place.output.is_file():
-        keep_output(place.output, desk.folder / OUTPUT, desk.now.number)
+        shutil.copyfile(place.output, desk.folder / output_file(desk.now.number))
     desk.runs.commit()
-
-
-def keep_output(output: Path, kept: Path, number: int) -> None:
-    """Put this attempt's lines behind those of the attempts before."""
-    own = kept.with_name(f"output-{number}.txt")
-    own.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(output, own)
-    earlier = sorted(kept.parent.glob("output-*.txt"), key=lambda path: int(path.stem.removeprefix("output-")))
-    temporary = kept.with_name(f".{kept.name}.tmp")
-    with temporary.open("wb") as file:
-        for part in earlier:
-            file.write(f"--- attempt {part.stem.removeprefix('output-')}\n".encode())
-            file.write(part.read_bytes())
-    temporary.replace(kept)
 
 
 def smoke_command(report: Path) -> list[str]:

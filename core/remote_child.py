@@ -16,12 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TextIO
 
+from utils.cli import SAVING
+
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 SHORTEST_SECRET = 8
 NUM_LAST_LINES = 20
 BAR_WIDTH = 24
 CLEAR_LINE = "\x1b[2K"
 KILL_SECONDS = 5.0
+SETTLE_SECONDS = 0.3
 STEP_LINE = re.compile(r"step (\d+)/(\d+)  ")
 
 
@@ -76,6 +79,11 @@ class Child:
             line = line.replace(secret, "***")
         return line
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def wait(self, seconds: float) -> int | None:
         """Its exit code, negative for a signal, once all its lines are passed on; None: it runs after `seconds`."""
         try:
@@ -87,8 +95,12 @@ class Child:
         return code
 
     def interrupt(self, grace_seconds: float) -> int:
-        """Ask it to save and end; kill it when it has not within `grace_seconds`. Its exit code."""
-        self._process.send_signal(signal.SIGINT)
+        """Ask it to save and end; kill it when it has not within `grace_seconds`. Its exit code.
+
+        A signal that was meant for all of a container has reached it already, and a second one would end it at once.
+        """
+        if self.wait(SETTLE_SECONDS) is None and not any(SAVING in line for line in self.last_errors):
+            self._process.send_signal(signal.SIGINT)
         code = self.wait(grace_seconds)
         if code is None:
             self.kill()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.checkpoint import BEST, MANIFEST, checkpoint_step, sha256_of
-from core.remote import ATTEMPTS, LAUNCH, Attempt, read_attempts
+from core.remote import ATTEMPT_FILE, LAUNCH, Attempt, numbered, read_attempt
 from data.store import open_store
 from models.weights import find_files
 from utils.errors import CheckpointError, DataError
@@ -197,14 +197,15 @@ def remote_state(volume: Any, name: str) -> RemoteState:
     sizes = remote.sizes()
     steps = steps_there(sizes)
     best = checkpoint_step((remote.read(f"checkpoints/{BEST}") or b"").decode().strip())
-    launch, attempts = (remote.read(file) if file in sizes else None for file in (LAUNCH, ATTEMPTS))
+    launch = remote.read(LAUNCH) if LAUNCH in sizes else None
+    attempts = [remote.read(file) for file in numbered(sizes, ATTEMPT_FILE).values()]
     try:
         return RemoteState(
             exists=bool(sizes),
             newest_step=max(steps, default=None),
             best_step=best if best in steps else None,
             launch=None if launch is None else json.loads(launch),
-            attempts=[] if attempts is None else read_attempts(attempts.decode()),
+            attempts=[read_attempt(text.decode()) for text in attempts if text is not None],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -10,6 +10,7 @@ the container wrote; a call that ended with neither gave up. The functions take 
 import codecs
 import contextlib
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from core.progress import format_time
-from core.remote import ENDED, OUTPUT, Attempt, Outcome
+from core.remote import ENDED, OUTPUT_FILE, Attempt, Outcome, numbered
 from core.remote_files import RemoteFolder, RemoteState
 from utils.errors import BackendError
 from utils.gpus import GPUS, PRICES_OF, format_dollars, hourly_price
@@ -315,7 +316,11 @@ def table_of(lines: Iterable[Sequence[str]]) -> Table:
 
 def read_output(folder: RemoteFolder) -> str:
     """What a run's containers have printed, as far as it has reached the volume; half a letter at the end waits."""
-    return codecs.getincrementaldecoder("utf-8")("replace").decode(folder.read(OUTPUT) or b"")
+    parts = []
+    for number, file in numbered(folder.sizes(), OUTPUT_FILE).items():
+        text = codecs.getincrementaldecoder("utf-8")("replace").decode(folder.read(file) or b"")
+        parts.append(f"--- attempt {number}\n{text}")
+    return "".join(parts)
 
 
 def last_lines(text: str, count: int) -> str:
@@ -324,8 +329,8 @@ def last_lines(text: str, count: int) -> str:
 
 
 def new_text(seen: str, text: str) -> str:
-    """What has come since `seen` was all there was; all of it when it is another text, as after a new start."""
-    return text.removeprefix(seen)
+    """What has come since `seen` was all there was: all behind where the two part, as after a new start."""
+    return text[len(os.path.commonprefix([seen, text])) :]
 
 
 def follow(

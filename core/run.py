@@ -25,6 +25,7 @@ import mlx.core as mx
 from core.config import Config, dump, load, to_yaml
 from data.tokenizer import Tokenizer
 from utils.chips import this_chip
+from utils.cli import SAVING
 from utils.errors import CheckpointError, ConfigError
 
 MAY_DIFFER = (
@@ -301,7 +302,7 @@ class StopSignal:
         self.received = number
         with contextlib.suppress(OSError):
             # Not print: the signal may have come in the middle of one.
-            os.write(2, b"\nstopping after this step and saving (again: leave at once)\n")
+            os.write(2, f"\n{SAVING} (again: leave at once)\n".encode())
 
     def requested(self) -> bool:
         """Whether a signal came."""

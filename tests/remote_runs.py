@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import Config, load
-from core.remote import ATTEMPTS, RUNS_VOLUME, Attempt, newest_step, read_attempts
+from core.remote import RUNS_VOLUME, Attempt, attempts_in, newest_step
 from core.remote_launch import image_key
 from tests.modal_loopback import Container, Finished, Loopback
 from tests.tiny_run import interrupt_after, merge, quiet_train, tiny_values, write_corpus
@@ -95,7 +95,7 @@ def there(cloud: Loopback, home: Home) -> Path:
 
 def attempts(cloud: Loopback, home: Home) -> list[Attempt]:
     """What became of each attempt."""
-    return read_attempts((there(cloud, home) / ATTEMPTS).read_text())
+    return attempts_in(there(cloud, home))
 
 
 def saved(cloud: Loopback, home: Home, step: int, attempt: int = 1) -> Callable[[Container], bool]:

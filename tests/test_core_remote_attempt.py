@@ -17,7 +17,7 @@ import pytest
 
 from core import remote_attempt
 from core.checkpoint import Snapshot, find_damage, write_checkpoint
-from core.remote import ATTEMPTS, OUTPUT, Attempt, Order, read_attempts, write_attempts
+from core.remote import Attempt, Order, attempt_file, attempts_in, output_file, write_attempt
 from core.remote_attempt import Place, TryAgainError, attempt, is_stuck, training_command
 
 ORDER = Order(
@@ -84,7 +84,7 @@ def trains(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def attempts_of(mounts: Path) -> list[Attempt]:
-    return read_attempts((mounts / "runs" / "r" / ATTEMPTS).read_text())
+    return attempts_in(mounts / "runs" / "r")
 
 
 def save(mounts: Path, step: int) -> None:
@@ -123,8 +123,7 @@ def test_a_run_that_finishes(mounts: Path, trains: Callable[[str], None], capfd:
     assert "attempt 1 of run r on A100-80GB, from step 0" in out
     assert "hello" in out
     assert "uh" in err
-    kept = (mounts / "runs" / "r" / OUTPUT).read_text()
-    assert kept.startswith("--- attempt 1\n")
+    kept = (mounts / "runs" / "r" / output_file(1)).read_text()
     assert "hello" in kept
     assert "uh" in kept
 
@@ -195,7 +194,8 @@ def test_hours_are_those_of_all_attempts_of_a_launch(mounts: Path, trains: Calla
 def test_a_lost_attempt_counts_by_its_last_sign_of_life(mounts: Path, trains: Callable[[str], None]) -> None:
     folder = mounts / "runs" / "r" / ".remote"
     folder.mkdir(parents=True)
-    (mounts / "runs" / "r" / ATTEMPTS).write_text(write_attempts([Attempt(1, "T4", started=100.0, seen=160.0)]))
+    lost = Attempt(1, "T4", started=100.0, seen=160.0)
+    (mounts / "runs" / "r" / attempt_file(1)).write_text(write_attempt(lost))
     trains(STARTED)
     assert attempt(ORDER._replace(max_seconds=60.0), FolderVolume(), Cancelled).outcome == "out of hours"
     assert attempt(ORDER._replace(max_seconds=90.0), FolderVolume(), Cancelled).outcome == "finished"
@@ -212,7 +212,7 @@ def test_an_interrupt_saves_and_is_passed_on(
         raise kind
 
     signal.signal(signal.SIGUSR1, raise_it)
-    output = mounts / "runs" / "r" / OUTPUT
+    output = mounts / "runs" / "r" / output_file(1)
     once(lambda: output.is_file() and "step 1" in output.read_text(), lambda: os.kill(os.getpid(), signal.SIGUSR1))
     try:
         with pytest.raises(kind):
@@ -247,7 +247,7 @@ def test_every_attempt_takes_the_newest_whole_checkpoint(mounts: Path, trains: C
     trains("import os; print(sorted(os.listdir('runs/r/checkpoints'))); print(os.path.exists('runs/r/config.yaml'))")
     outcome = attempt(ORDER, FolderVolume(), Cancelled)
     assert outcome.outcome == "finished"
-    said = (mounts / "runs" / "r" / OUTPUT).read_text()
+    said = (mounts / "runs" / "r" / output_file(1)).read_text()
     assert "step_00000002" in said
     assert "step_00000004" not in said
     assert not find_damage(mounts / "runs" / "r" / "checkpoints" / "step_00000002")

@@ -1,6 +1,7 @@
 """A child's lines, its end, and what is told of it."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -58,6 +59,20 @@ def test_an_interrupt_lets_it_save_and_a_deaf_one_is_killed(tmp_path: Path) -> N
             wait_for(tmp_path / "ready")
             assert child.interrupt(grace) == expected
         (tmp_path / "ready").unlink()
+
+
+def test_a_child_that_saves_already_is_not_told_twice(tmp_path: Path) -> None:
+    """A second signal would make it leave at once (core.run.StopSignal)."""
+    script = (
+        "import time; from core.run import StopSignal; stop = StopSignal(); open('ready', 'w').close()\n"
+        "while not stop.requested(): time.sleep(0.01)\n"
+        "time.sleep(1.5); open('saved', 'w').close(); raise SystemExit(130)"
+    )
+    with Child([sys.executable, "-c", script], tmp_path, tmp_path / "output.txt") as child:
+        wait_for(tmp_path / "ready")
+        os.kill(child.pid, signal.SIGINT)
+        assert child.interrupt(20.0) == 130
+    assert (tmp_path / "saved").exists()
 
 
 def test_what_it_started_ends_with_it(tmp_path: Path) -> None:

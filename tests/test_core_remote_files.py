@@ -13,7 +13,7 @@ import pytest
 from modal.types import FileEntry, FileEntryType
 
 from core import remote_files
-from core.remote import ATTEMPTS, LAUNCH, Attempt, write_attempts
+from core.remote import LAUNCH, Attempt, attempt_file, write_attempt
 from core.remote_files import (
     FILE,
     RemoteFolder,
@@ -255,9 +255,10 @@ def test_the_state_of_a_run(volume: FolderVolume) -> None:
     (volume.root / "travels" / "checkpoints" / "step_00000010" / "MANIFEST.json").unlink()
     attempts = [Attempt(1, "A100", 5.0, 9.0, 10.0, "crashed", 0, 20, "why"), Attempt(2, "A100", 11.0, 12.0)]
     remote.write(LAUNCH, b'{"call_id": "fc-1"}')
-    remote.write(ATTEMPTS, write_attempts(attempts).encode())
+    for attempt in reversed(attempts):
+        remote.write(attempt_file(attempt.number), write_attempt(attempt).encode())
     assert remote_state(volume, "travels") == RemoteState(True, 20, None, {"call_id": "fc-1"}, attempts)
-    remote.write(ATTEMPTS, b'{"att')
+    remote.write(attempt_file(7), b'{"num')
     with pytest.raises(CheckpointError, match="what the volume says about the run travels is unreadable"):
         remote_state(volume, "travels")
 

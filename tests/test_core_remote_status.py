@@ -10,7 +10,7 @@ import modal.exception
 import pytest
 from rich.console import Console
 
-from core.remote import OUTPUT, Attempt, Outcome
+from core.remote import Attempt, Outcome, output_file
 from core.remote_files import RemoteFolder, RemoteState
 from core.remote_status import (
     COLUMNS,
@@ -307,10 +307,12 @@ def test_half_a_letter_at_the_end_waits_for_its_other_half(tmp_path: Path) -> No
     volume, whole = FolderVolume(tmp_path), "a\n\u00e9\n".encode()
     folder = RemoteFolder(volume, "a-run")
     assert read_output(folder) == ""
-    folder.write(OUTPUT, whole[:3])
-    assert read_output(folder) == "a\n"
-    folder.write(OUTPUT, whole)
-    assert read_output(folder) == "a\n\u00e9\n"
+    folder.write(output_file(1), whole[:3])
+    assert read_output(folder) == "--- attempt 1\na\n"
+    folder.write(output_file(10), b"c")
+    folder.write(output_file(2), b"b\n")
+    folder.write(output_file(1), whole)
+    assert read_output(folder) == "--- attempt 1\na\n\u00e9\n--- attempt 2\nb\n--- attempt 10\nc"
 
 
 def test_last_lines() -> None:

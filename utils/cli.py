@@ -15,6 +15,9 @@ from typing import NoReturn
 
 from utils.errors import exit_code_of
 
+SAVING = "stopping after this step and saving"
+"""What a training says that was asked to stop; whoever runs it as a child listens for it."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that guesses no abbreviations and says `error: ...` as the rest of the program does."""
