@@ -12,18 +12,15 @@ import hashlib
 import importlib.util
 import json
 import math
-import socket
-import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 from core.remote import ATTEMPT_HOURS, CORES, GIB, MOST_RETRIES
+from core.remote_connection import check_connection
 from utils.cli import Parser
-from utils.errors import BackendError, ConfigError
+from utils.errors import ConfigError
 from utils.gpus import Gpu, find_gpu
 
 DEFAULT_GPU = "A100-80GB"
@@ -33,7 +30,6 @@ PACKAGES = ("core", "data", "distributed", "models", "optimizers", "utils")
 """Folders of this project that a container needs."""
 LOCK_THERE = "/pippin-lock.txt"
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONNECTION_SECONDS = 2.5
 SHARE_LEFT_FOR_SAVING, MOST_LEFT_FOR_SAVING = 0.1, 600.0
 
 
@@ -220,46 +216,6 @@ def prepare_data(config: Any, options: argparse.Namespace, say: Callable[[str], 
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     refuse_other_data(dataset, state)
     return dataset, state["step"]
-
-
-def require_modal() -> Any:
-    """The modal client. Raises BackendError when it is not installed; an empty folder `modal` can be imported too."""
-    try:
-        metadata.version("modal")
-        import modal
-    except (metadata.PackageNotFoundError, ModuleNotFoundError) as error:
-        raise BackendError("the modal client is not installed; to install it: pip install -e '.[modal]'") from error
-    if not hasattr(modal, "App"):
-        raise BackendError(
-            f"`import modal` finds {list(modal.__path__)}, not the client: start from the project's root"
-        )
-    return modal
-
-
-def check_connection(seconds: float = CONNECTION_SECONDS) -> None:
-    """Raise BackendError within `seconds` when there is no token, or nobody answers: the client itself waits longer."""
-    require_modal()
-    from modal.config import config
-
-    if not any(config.get(key) for key in ("token_id", "oauth_refresh_token")):
-        raise BackendError("there is no Modal token on this machine; to get one: modal setup (or modal token set)")
-    address = urlparse(str(config.get("server_url")))
-    port = address.port or (443 if address.scheme == "https" else 80)
-    problem: list[str] = ["no answer"]
-
-    def connect() -> None:
-        try:
-            socket.create_connection((address.hostname, port), timeout=seconds).close()
-            problem.clear()
-        except OSError as error:
-            problem[:] = [str(error.strerror or error)]
-
-    # Looking up the name has no timeout of its own.
-    attempt = threading.Thread(target=connect, daemon=True)
-    attempt.start()
-    attempt.join(seconds)
-    if problem:
-        raise BackendError(f"cannot reach Modal at {address.hostname}:{port} ({problem[0]}): is there a network here?")
 
 
 def image_packages(cuda: str) -> list[str]:

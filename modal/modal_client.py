@@ -19,8 +19,9 @@ from rich.console import Console
 from core import remote_status
 from core.progress import show_rows
 from core.remote import RUNS_VOLUME
+from core.remote_connection import check_connection, require_modal
 from core.remote_files import RemoteFolder, RemoteState, list_runs, missing_run, remote_state
-from core.remote_launch import PULLS, check_connection, require_modal
+from core.remote_launch import PULLS
 from core.remote_status import Condition
 from core.remote_transfer import pull_run, push_run
 from utils.cli import Parser, at_least, run_command

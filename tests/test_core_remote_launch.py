@@ -6,7 +6,6 @@ The commands themselves are started in test_modal_modal_deploy.py.
 import importlib.metadata
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -19,10 +18,9 @@ from core.remote_launch import (
     own_arguments,
     own_modules,
     parse,
-    require_modal,
 )
 from tests.tiny_run import tiny_config
-from utils.errors import BackendError, ConfigError
+from utils.errors import ConfigError
 
 SCRIPT = str(remote_launch.REPOSITORY / "modal" / "modal_deploy.py")
 
@@ -107,46 +105,3 @@ def test_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").unlink()
     with pytest.raises(ConfigError, match="'mine', which cannot be imported here"):
         own_modules(own)
-
-
-def test_an_empty_folder_named_modal_is_not_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = ModuleType("modal")
-    empty.__path__ = ["modal"]
-    monkeypatch.setitem(sys.modules, "modal", empty)
-    with pytest.raises(BackendError, match="not the client: start from the project's root"):
-        require_modal()
-
-    def missing(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("core.remote_launch.metadata.version", missing)
-    with pytest.raises(BackendError, match=r"the modal client is not installed; .* pip install -e '.\[modal\]'"):
-        require_modal()
-
-
-def test_the_folder_modal_hides_nothing() -> None:
-    import modal
-
-    assert hasattr(modal, "App")
-    assert "site-packages" in str(modal.__file__)
-    assert not (remote_launch.REPOSITORY / "modal" / "__init__.py").exists()
-    assert not (remote_launch.REPOSITORY / "modal" / "modal.py").exists()
-
-
-def test_a_name_that_is_looked_up_for_ever_does_not_hold_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
-    pytest.importorskip("modal")
-    never = threading.Event()
-    monkeypatch.setenv("MODAL_TOKEN_ID", "ak-1")
-    monkeypatch.setenv("MODAL_TOKEN_SECRET", "as-1")
-    monkeypatch.setenv("MODAL_SERVER_URL", "https://api.modal.example")
-
-    def connect(*_: object, **__: object) -> None:
-        never.wait(60)
-        raise OSError("too late")
-
-    monkeypatch.setattr("core.remote_launch.socket.create_connection", connect)
-    with pytest.raises(BackendError, match=r"cannot reach Modal at api.modal.example:443 \(no answer\)"):
-        remote_launch.check_connection(seconds=0.05)
-    never.set()
