@@ -16,23 +16,24 @@ from typing import Any
 
 from core.checkpoint import checkpoint_step, newest_valid
 from core.config import to_yaml
+from core.initial_weights import initial_folder
 from core.remote import LAUNCH, Order
 from core.remote_files import RemoteFolder, RemoteState, remote_state, remove_run, upload_data, upload_weights
-from core.remote_launch import Launch, attempt_seconds, function_timeout, image_key
-from core.remote_status import judge, trouble
+from core.remote_launch import Launch, attempt_seconds, function_timeout, image_key, own_modules
+from core.remote_status import first_line, judge, stop, trouble
 from core.remote_transfer import pull_run, push_run
 from core.run import refuse_other_config, run_folder
 from utils.cli import warn
 from utils.errors import CheckpointError, ConfigError, UserError
 
 Say = Callable[[str], None]
-STOP_SECONDS = 60.0
+STOP_SECONDS = 600.0
 POLL_SECONDS = 0.5
 CLIENT = "python modal/modal_client.py"
 
 
-def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order:
-    """Upload what is missing there; the order to call with.
+def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order | None:
+    """Upload what is missing there; the order to call with. None: the run is done, and nothing is left to train.
 
     Raises:
         UserError: the run there is not what this launch goes on with, or one that it may not replace.
@@ -41,28 +42,25 @@ def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order:
     name, folder = config.name, run_folder(config)
     state = remote_state(runs, name)
     refuse_while_running(state, name)
-    has_started = RemoteFolder(runs, name).read("config.yaml") is not None
     if options.resume:
-        go_on(launch, runs, state, say)
+        newest = go_on(launch, runs, state, say)
+        if newest is not None and newest >= launch.total_steps:
+            say(f"step {newest} of {launch.total_steps} is done: to go on, raise training.duration")
+            return None
     elif options.overwrite and state.exists:
         remove_run(runs, name)
         state = remote_state(runs, name)
-    elif has_started:
+    elif RemoteFolder(runs, name).read("config.yaml") is not None:
         raise ConfigError(
             f"the run {name} is there already on Modal: continue it with --resume or start anew with --overwrite"
         )
     seconds = float(function_timeout(options))
-    weights = None
-    if config.init_from is not None and not (options.resume and has_saved(folder, state)):
-        from core.initial_weights import initial_folder
-
-        weights = upload_weights(data, initial_folder(Path(config.init_from)), say)
     return Order(
         name=name,
         folder=str(folder),
         config=to_yaml(config),
         data=upload_data(data, launch.dataset.store.folder, say),
-        init_from=weights,
+        init_from=initial_weights(launch, state, data, say),
         gpu=launch.gpu.name,
         image=image_key(options.cuda),
         attempts_before=len(state.attempts),
@@ -71,6 +69,17 @@ def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order:
         sync_seconds=options.sync_seconds,
         bar_columns=shutil.get_terminal_size().columns if sys.stdout.isatty() else 0,
     )
+
+
+def initial_weights(launch: Launch, state: RemoteState, data: Any, say: Say) -> str | None:
+    """Upload what `init_from` names, unless a checkpoint, here or there, makes it needless; its name there."""
+    config = launch.config
+    if config.init_from is None:
+        return None
+    is_saved = state.newest_step is not None or newest_valid(run_folder(config) / "checkpoints", warn) is not None
+    if launch.options.resume and is_saved:
+        return None
+    return upload_weights(data, initial_folder(Path(config.init_from)), say)
 
 
 def refuse_while_running(state: RemoteState, name: str) -> None:
@@ -86,8 +95,12 @@ def refuse_while_running(state: RemoteState, name: str) -> None:
         )
 
 
-def go_on(launch: Launch, runs: Any, state: RemoteState, say: Say) -> None:
-    """For --resume: bring what is only here to the volume, refuse what cannot be one run. Raises UserError."""
+def go_on(launch: Launch, runs: Any, state: RemoteState, say: Say) -> int | None:
+    """For --resume: bring what is only here to the volume; the newest step there then. None: none was saved yet.
+
+    Raises:
+        UserError: there is no such run, or what is here and what is there cannot be one run.
+    """
     config, folder = launch.config, run_folder(launch.config)
     is_here = (folder / "config.yaml").is_file()
     if not is_here and not state.exists:
@@ -98,18 +111,12 @@ def go_on(launch: Launch, runs: Any, state: RemoteState, say: Say) -> None:
             refuse_other_config(config, Path(there))
     newest = newest_valid(folder / "checkpoints", warn) if is_here else None
     here = checkpoint_step(newest.name) if newest else None
-    if here is None and state.newest_step is None:
-        return
     if here is None or (state.newest_step or 0) > here:
-        elsewhere = "" if here is None else f", at step {here} here"
-        say(f"the run is at step {state.newest_step} on Modal{elsewhere}: going on there")
-    else:
-        push_run(runs, folder, "last", say)
-
-
-def has_saved(folder: Path, state: RemoteState) -> bool:
-    """Whether there is a checkpoint, here or there, that makes the initial weights needless."""
-    return state.newest_step is not None or newest_valid(folder / "checkpoints", warn) is not None
+        if state.newest_step is not None:
+            elsewhere = "" if here is None else f", at step {here} here"
+            say(f"the run is at step {state.newest_step} on Modal{elsewhere}: going on there")
+        return state.newest_step
+    return push_run(runs, folder, "last", say)
 
 
 def find_secret(name: str) -> Any:
@@ -124,13 +131,15 @@ def find_secret(name: str) -> Any:
     return secret
 
 
-def note_call(runs: Any, launch: Launch, order: Order, call_id: str, app_id: str) -> None:
-    """Leave on the volume who was called, for `modal_client.py`."""
+def note_call(runs: Any, launch: Launch, order: Order, call_id: str | None, app_id: str | None) -> None:
+    """Leave on the volume who was called, for `modal_client.py` and the next launch; `call_id` None: nobody yet."""
     noted = {
         "call_id": call_id,
         "app_id": app_id,
         "launched": time.time(),
         "gpu": order.gpu,
+        "cuda": launch.options.cuda,
+        "own_modules": own_modules(launch.config),
         "data": order.data,
         "total_steps": launch.total_steps,
         "max_hours": launch.options.max_hours,
@@ -148,62 +157,60 @@ def follow(call: Any, launch: Launch, runs: Any, order: Order, say: Say) -> int:
     name = shlex.quote(order.name)
     say(f"call {call.object_id}; from another terminal: {CLIENT} status --run {name}")
     try:
-        code, lines = result_of(call, runs, order)
+        code, line = result_of(call, runs, order)
     except KeyboardInterrupt:
         if launch.detached:
             say(f"the run goes on; bring it home with {CLIENT} pull --run {name}")
-            raise
+            return 130
         say("stopping: the run is saved there first (again: leave at once)")
-        call.cancel()
-        has_ended(runs, order.name, STOP_SECONDS)
-        code, lines = 130, ["stopped; continue with --resume"]
+        stop(call, lambda: remote_state(runs, order.name), patience_seconds=STOP_SECONDS)
+        code, line = 130, "stopped; continue with --resume"
     try:
         bring_home(launch, runs, say)
-    except (UserError, OSError) as error:
-        say(f"not brought home: {error}; the run is whole on Modal: {CLIENT} pull --run {name}")
+    except (UserError, OSError, *trouble()) as error:
+        say(f"not brought home: {error}; what was saved is on Modal: {CLIENT} pull --run {name}")
         code = code or 2
-    for line in lines:
-        print(line if code == 0 else f"error: {line}" if code not in (130, 143) else line, file=sys.stderr)
+    if line:
+        print(f"error: {line}" if code not in (0, 130, 143) else line, file=sys.stderr)
     return code
 
 
-def result_of(call: Any, runs: Any, order: Order) -> tuple[int, list[str]]:
-    """Exit code and lines for a person, from what the call returned or raised."""
+def result_of(call: Any, runs: Any, order: Order) -> tuple[int, str]:
+    """Exit code and a line for a person, from what the call returned or raised."""
     import modal
 
     try:
         outcome = call.get()
     except trouble() as error:
         client = f"{CLIENT} status --run {shlex.quote(order.name)}"
-        return 2, [f"lost the connection to Modal ({error}); the run may go on there: {client}"]
+        return 2, f"lost the connection to Modal ({error}); the run may go on there: {client}"
     except Exception as error:  # Whatever ended the last attempt comes back as its own class.
         # A call that was cancelled says so at once, while its container still saves.
         is_cancelled = type(error) is modal.exception.RemoteError
-        if is_cancelled and has_ended(runs, order.name, STOP_SECONDS) == "stopped":
-            return 130, ["stopped from elsewhere; continue with --resume"]
-        return 2, [f"gave up: {error}", "checkpoints saved before are whole: continue with --resume"]
+        if is_cancelled and has_ended(runs, order, STOP_SECONDS) == "stopped":
+            return 130, "stopped from elsewhere; continue with --resume"
+        return 2, f"gave up: {first_line(error)}; checkpoints saved before are whole: continue with --resume"
     lines = [line for line in outcome["message"].splitlines() if line]
-    return outcome["exit_code"], lines
+    more = "" if len(lines) < 2 else f" (and {len(lines) - 1} more lines, see above)"
+    return outcome["exit_code"], lines[0] + more if lines else ""
 
 
-def has_ended(runs: Any, name: str, seconds: float) -> str | None:
-    """The outcome of the last attempt, once it is noted; None: not within `seconds`."""
+def has_ended(runs: Any, order: Order, seconds: float) -> str | None:
+    """The outcome of the last attempt of this call, once it is noted; None: not within `seconds`."""
     deadline = time.monotonic() + seconds
-    while True:
-        attempts = remote_state(runs, name).attempts
+    while time.monotonic() < deadline:
+        attempts = remote_state(runs, order.name).attempts[order.attempts_before :]
         if attempts and attempts[-1].ended is not None:
             return attempts[-1].outcome
-        if time.monotonic() >= deadline:
-            return None
         time.sleep(POLL_SECONDS)
+    return None
 
 
 def bring_home(launch: Launch, runs: Any, say: Say) -> None:
     """Config, metrics, samples, log and the checkpoints asked for."""
     folder = run_folder(launch.config)
-    if not remote_state(runs, launch.config.name).exists:
+    if RemoteFolder(runs, launch.config.name).read("config.yaml") is None:
         say("nothing was trained, so there is nothing to bring home")
         return
     step = pull_run(runs, folder, launch.options.pull, say, force=launch.options.overwrite)
-    if step is not None:
-        say(f"step {step} is in {folder}, where the commands above work")
+    say(f"{folder} is here" + ("" if step is None else f", at step {step}"))

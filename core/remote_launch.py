@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,17 +20,20 @@ from typing import Any, NamedTuple
 
 from core.remote import ATTEMPT_HOURS, CORES, GIB, MOST_RETRIES
 from core.remote_connection import check_connection
-from utils.cli import Parser
+from utils.cli import Parser, warn
 from utils.errors import ConfigError
 from utils.gpus import Gpu, find_gpu
+from utils.memory import format_bytes
 
 DEFAULT_GPU = "A100-80GB"
+CUDAS, DEFAULT_CUDA = ("12", "13"), "12"
 PULLS = ("best", "last", "all", "none")
 PYTHON_VERSION, UV_VERSION = "3.12", "0.13.9"
 PACKAGES = ("core", "data", "distributed", "models", "optimizers", "utils")
 """Folders of this project that a container needs."""
 LOCK_THERE = "/pippin-lock.txt"
 REPOSITORY = Path(__file__).resolve().parents[1]
+MOST_CORES, MOST_GIB = 128, 2048
 SHARE_LEFT_FOR_SAVING, MOST_LEFT_FOR_SAVING = 0.1, 600.0
 
 
@@ -54,7 +58,8 @@ def own_arguments(command_line: Sequence[str], script: str) -> tuple[list[str], 
     for place, word in enumerate(command_line):
         before = command_line[1:place]
         if "run" in before and Path(word.split("::")[0]).resolve() == wanted:
-            return list(command_line[place + 1 :]), any(flag in before for flag in ("--detach", "-d"))
+            detaches = any(flag == "--detach" or re.fullmatch("-[iq]*d[diq]*", flag) for flag in before)
+            return list(command_line[place + 1 :]), detaches
     return None
 
 
@@ -86,7 +91,7 @@ def make_parser() -> Parser:
         help="memory asked for (default: twice a checkpoint and more, 16 at least)",
     )
     add("--region", help="where to run, for example us or eu-west; costs more")
-    add("--cuda", choices=("12", "13"), default="12", help="CUDA version of MLX's wheel (default: 12)")
+    add("--cuda", choices=CUDAS, default=DEFAULT_CUDA, help=f"CUDA version of MLX's wheel (default: {DEFAULT_CUDA})")
     add("--secret", action="append", default=[], metavar="NAME", help="a secret of yours on Modal; may be repeated")
     add("--sync-seconds", type=positive, default=30.0, metavar="S", help="how often the run is written to the volume")
     add("overrides", nargs="*", metavar="section.key=value", help="values that win over the file")
@@ -111,6 +116,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("which config? for example: --config configs/models/model-config-100m.yaml, or --smoke")
     if options.resume and options.overwrite:
         parser.error("--resume and --overwrite exclude each other")
+    for name, most in (("cpu", MOST_CORES), ("memory", MOST_GIB)):
+        if (getattr(options, name) or 0) > most:
+            parser.error(f"--{name} is {getattr(options, name):g}; {most} is the most that makes sense")
     if options.timeout > ATTEMPT_HOURS:
         parser.error(f"--timeout is {options.timeout:g} hours; Modal allows an attempt {ATTEMPT_HOURS:g} at most")
     return options
@@ -129,6 +137,7 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
         return Launch(options, detached, gpu, None, None, 0)
     # Not at the top: a container imports this file's neighbours before it is known whether MLX works there.
     from core.config import load_with_notes
+    from core.plan import free_bytes
     from core.progress import show_rows
     from core.remote_plan import check_before_data, plan_remote, rows
     from core.run import run_folder
@@ -159,6 +168,9 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
         options.memory = container_gib(planned(gib=GIB).plan.checkpoint_bytes)
     plan = planned(gib=options.memory)
     say(f"plan of {run_folder(config)} on Modal\n{show_rows(rows(plan))}")
+    if options.pull != "none" and (free := free_bytes(run_folder(config))) < plan.plan.checkpoint_bytes:
+        needed = format_bytes(plan.plan.checkpoint_bytes)
+        warn(f"bringing a checkpoint home takes {needed}, {format_bytes(free)} are free: make room, or --pull none")
     return Launch(options, detached, gpu, config, dataset, plan.plan.total_steps)
 
 
@@ -177,45 +189,47 @@ def refuse_several_ranks(config: Any) -> None:
 
 
 def refuse_run_here(config: Any, options: argparse.Namespace) -> None:
-    """Raise UserError as core.training would for the run folder of this machine."""
-    from core.run import open_run, refuse_other_config, refuse_other_files, run_folder
+    """Raise UserError as core.training would for the run folder of this machine, which the run comes back to."""
+    from core.run import Run, acquire_lock, open_run, run_folder
 
     folder = run_folder(config)
-    if options.resume:
-        if (folder / "config.yaml").is_file():
-            refuse_other_config(config, folder)
-    elif options.overwrite and not (folder / "config.yaml").is_file():
-        refuse_other_files(folder)
-    elif not options.overwrite and (folder / "config.yaml").is_file():
-        open_run(config, resume=False, overwrite=False)
+    if options.resume and not (folder / "config.yaml").is_file():
+        Run(folder, acquire_lock(folder)).close()  # Perhaps it is there; whether it can be written here is seen now.
+    else:
+        open_run(config, resume=options.resume, overwrite=options.overwrite).close()
 
 
 def prepare_data(config: Any, options: argparse.Namespace, say: Callable[[str], None]) -> tuple[Any, int]:
     """The dataset, prepared on this machine, and the newest step here.
 
-    A run that goes on keeps its tokenizer and must get its corpus. Raises DataError.
+    A run that goes on keeps its tokenizer and must get its corpus; one that starts from weights must fit them.
+    Raises DataError, CheckpointError.
     """
-    from core.assembly import refuse_other_data
+    from core.assembly import complete_model_config, refuse_other_data
     from core.checkpoint import newest_valid
-    from core.initial_weights import initial_tokenizer
+    from core.initial_weights import initial_folder, initial_tokenizer, initialise_from
     from core.run import run_folder
     from data.tokenizer import Tokenizer
-    from utils.cli import warn
 
     folder = run_folder(config)
     kept = folder / "tokenizer"
+    newest = newest_valid(folder / "checkpoints", warn) if options.resume else None
     tokenizer = None
     if options.resume and (kept / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(kept)
     elif config.init_from is not None:
+        initial_folder(Path(config.init_from))  # Before the corpus is read.
         tokenizer = initial_tokenizer(Path(config.init_from), say)
     dataset = config.data.build(config.seed, tokenizer=tokenizer, report=say)
-    newest = newest_valid(folder / "checkpoints", warn) if options.resume else None
-    if newest is None:
-        return dataset, 0
-    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-    refuse_other_data(dataset, state)
-    return dataset, state["step"]
+    if newest is not None:
+        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        refuse_other_data(dataset, state)
+        return dataset, state["step"]
+    if config.init_from is not None and not options.resume:
+        model_config = complete_model_config(config, dataset.tokenizer.vocab_size)
+        # Arrays are lazy: names and shapes are compared, nothing is loaded.
+        initialise_from(initial_folder(Path(config.init_from)), model_config.build(config.seed), model_config)
+    return dataset, 0
 
 
 def image_packages(cuda: str) -> list[str]:

@@ -6,7 +6,10 @@ core/remote_attempt.py. Modal imports this file before it connects, and that is 
 mistake costs nothing. In a container the file lies alone beside the packages added below. See docs/modal.md.
 """
 
+import json
+import os
 import sys
+from collections.abc import Callable
 
 import modal
 
@@ -15,7 +18,7 @@ from core import remote
 LAUNCH = None
 if modal.is_local():
     from core import remote_launch
-    from utils.errors import exit_code_of
+    from utils.errors import UserError, exit_code_of
 
     def check() -> int:
         """Everything that needs no connection, when this file is what `modal run` was given."""
@@ -25,25 +28,36 @@ if modal.is_local():
             LAUNCH = remote_launch.prepare(found[0], detached=found[1])
         return 0
 
-    if code := exit_code_of(check):
-        raise SystemExit(code)
+    def leave(main: Callable[[], int]) -> None:
+        """Run `main` and leave with its exit code; a success is left to Modal, which would count it as a failure."""
+        try:
+            code = exit_code_of(main)
+        except KeyboardInterrupt:
+            code = 130
+        if code:
+            raise SystemExit(code)
+
+    leave(check)
 
 
 def make_image() -> modal.Image:
     """Python, MLX for CUDA and our dependencies at the versions of the lock file; our code on top."""
     if not modal.is_local():
         return modal.Image.debian_slim()
-    options = LAUNCH.options if LAUNCH else remote_launch.make_parser().parse_args([])
-    own = remote_launch.own_modules(LAUNCH.config) if LAUNCH and LAUNCH.config else []
+    if LAUNCH is None:  # Another program uses the app: modal_client.py says for which run.
+        contents = json.loads(os.environ.get("PIPPIN_IMAGE", "{}"))
+    else:
+        own = [] if LAUNCH.config is None else remote_launch.own_modules(LAUNCH.config)
+        contents = {"cuda": LAUNCH.options.cuda, "own_modules": own}
     return (
         modal.Image.debian_slim(python_version=remote_launch.PYTHON_VERSION)
         .add_local_file(remote_launch.REPOSITORY / "requirements-lock.txt", remote_launch.LOCK_THERE, copy=True)
         .uv_pip_install(
-            *remote_launch.image_packages(options.cuda),
+            *remote_launch.image_packages(contents.get("cuda", remote_launch.DEFAULT_CUDA)),
             extra_options=f"--constraint {remote_launch.LOCK_THERE}",
             uv_version=remote_launch.UV_VERSION,
         )
-        .add_local_python_source(*remote_launch.PACKAGES, *own)
+        .add_local_python_source(*remote_launch.PACKAGES, *contents.get("own_modules", []))
     )
 
 
@@ -70,7 +84,9 @@ def smoke() -> int:
     return run_smoke()
 
 
-@app.function(volumes=MOUNTS, timeout=3600, single_use_containers=True)
+@app.function(
+    volumes={remote.RUNS_MOUNT: runs.with_mount_options(read_only=True)}, timeout=3600, single_use_containers=True
+)
 def generate(name: str, arguments: list[str]) -> int:
     """Text from a run on the volume; the exit code of core.generation."""
     from core.remote_commands import run_generation
@@ -82,31 +98,41 @@ def generate(name: str, arguments: list[str]) -> int:
 def main(*arguments: str) -> None:
     """Send what was checked on import, wait, bring the run home. `arguments` were read then."""
     del arguments
-    assert LAUNCH is not None
-    raise SystemExit(exit_code_of(lambda: launch(LAUNCH)))
+    leave(launch)
 
 
-def launch(checked: "remote_launch.Launch") -> int:
+def launch() -> int:
     """Upload, call, wait, bring home; the exit code."""
     from core import remote_journey
+    from core.remote_status import explained
 
-    options = checked.options
+    if LAUNCH is None:
+        raise UserError("start it by its path: modal run modal/modal_deploy.py --config X.yaml")
+    options = LAUNCH.options
     hardware = {
-        "gpu": checked.gpu.name,
+        "gpu": LAUNCH.gpu.name,
         "cpu": options.cpu,
         "memory": round((options.memory or remote.GIB) * 1024),
         "region": options.region,
     }
-    if options.smoke:
-        return smoke.with_options(**hardware).remote()
-    secrets = [remote_journey.find_secret(name) for name in options.secret]
-    order = remote_journey.send(checked, runs, data, print)
-    function = train.with_options(
-        **hardware,
-        secrets=secrets,
-        timeout=remote_launch.function_timeout(options),
-        retries=modal.Retries(max_retries=options.retries, initial_delay=1.0, backoff_coefficient=2.0, max_delay=60.0),
-    )
-    call = function.spawn(order._asdict())
-    remote_journey.note_call(runs, checked, order, call.object_id, app.app_id)
-    return remote_journey.follow(call, checked, runs, order, print)
+    with explained():
+        if options.smoke:
+            return smoke.with_options(**hardware).remote()
+        secrets = [remote_journey.find_secret(name) for name in options.secret]
+        order = remote_journey.send(LAUNCH, runs, data, print)
+        if order is None:
+            remote_journey.bring_home(LAUNCH, runs, print)
+            return 0
+        function = train.with_options(
+            **hardware,
+            secrets=secrets,
+            timeout=remote_launch.function_timeout(options),
+            retries=modal.Retries(
+                max_retries=options.retries, initial_delay=1.0, backoff_coefficient=2.0, max_delay=60.0
+            ),
+        )
+        # Before the call too: between it and its number this program may be killed, and the run must not be forgotten.
+        remote_journey.note_call(runs, LAUNCH, order, None, app.app_id)
+        call = function.spawn(order._asdict())
+        remote_journey.note_call(runs, LAUNCH, order, call.object_id, app.app_id)
+        return remote_journey.follow(call, LAUNCH, runs, order, print)

@@ -3,6 +3,7 @@ entrypoint of containers, training on this CPU. A run that went away must be the
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -14,6 +15,7 @@ import pytest
 from core.checkpoint import find_damage, list_checkpoints, read_checkpoint
 from core.config import load
 from core.remote import DATA_VOLUME, newest_step
+from core.run import acquire_lock
 from tests.modal_loopback import Loopback, kill, kill_children
 from tests.remote_runs import GPU, Home, attempts, deploy, launch, saved, stayed, there
 from tests.tiny_run import assert_same_run, losses, metric_rows
@@ -52,7 +54,7 @@ def test_a_run_there_is_the_run_here(cloud: Loopback, home: Home, reference: Pat
     assert finished.code == 0, finished.output
     assert_same_run(home.run, reference)
     assert load(home.run / "config.yaml") == load(home.folder / "c.yaml")
-    for line in ("plan of runs/tiny on Modal", "cost  ", "step 120/120", "step 120 is in runs/tiny"):
+    for line in ("plan of runs/tiny on Modal", "cost  ", "step 120/120", "runs/tiny is here, at step 120"):
         assert line in finished.output
     (row,) = attempts(cloud, home)
     assert (row.outcome, row.step, row.gpu) == ("finished", 120, GPU)
@@ -102,6 +104,15 @@ def test_what_is_there_is_not_sent_again(cloud: Loopback, home: Home) -> None:
     assert anew.code == 0, anew.output
     assert [row["step"] for row in metric_rows(home.run) if "train/loss" in row] == [1, 2, 3, 4]
     assert len(attempts(cloud, home)) == 1
+    calls = cloud.count("FunctionMap")
+    done = launch(cloud, home, "training.duration=4 steps", *short[1:], "--resume")
+    assert done.code == 0, done.output
+    assert "step 4 of 4 is done: to go on, raise training.duration" in done.output
+    shutil.rmtree(home.run)
+    other = launch(cloud, home, "training.duration=5 steps", *short[1:], "--resume", "seed=7")
+    assert other.code == 2
+    assert "was started with another config" in other.output
+    assert cloud.count("FunctionMap") == calls, "neither costs anything"
 
 
 def test_a_crash_goes_on_where_it_was_saved(cloud: Loopback, home: Home, reference: Path) -> None:
@@ -186,6 +197,9 @@ def test_hours_are_a_hard_stop(cloud: Loopback, home: Home) -> None:
     assert row.outcome == "out of hours"
     assert newest_step(home.run) == row.step > 0, "it was saved, and brought home"
     assert cloud.containers[0].function.timeout_secs == 604
+    again = launch(cloud, home, "training.duration=100000 steps", "--resume", "--max-hours", "0.001", "--pull", "none")
+    assert again.code == 130
+    assert attempts(cloud, home)[1].step > row.step, "a new launch has hours of its own"
 
 
 @pytest.mark.parametrize(
@@ -200,13 +214,29 @@ def test_hours_are_a_hard_stop(cloud: Loopback, home: Home) -> None:
         (["--timeout", "25"], "error: --timeout is 25 hours; Modal allows an attempt 24 at most"),
         (["objective.type=mine:Objective"], "mine"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+        (["init_from=runs/nowhere"], "error: init_from: there is no folder runs/nowhere"),
+        (["init_from=wide"], "init_from: wide does not fit the model section"),
+        (["--memory", "1e9"], "error: --memory is 1e+09; 2048 is the most that makes sense"),
+        (["out_dir=corpus.jsonl"], "error: cannot write to corpus.jsonl/tiny"),
     ],
 )
 def test_a_mistake_costs_nothing(cloud: Loopback, home: Home, arguments: list[str], line: str) -> None:
+    if "init_from=wide" in arguments:
+        wide = home.train("name=wide", "model.intermediate_size=64", "training.duration=3 steps")
+        shutil.copytree(list_checkpoints(wide / "checkpoints")[-1], home.folder / "wide")
     finished = launch(cloud, home, *arguments)
     assert finished.code == 2
     assert line in finished.output
     assert "Traceback" not in finished.output
+    assert cloud.calls == []
+
+
+def test_a_run_that_is_trained_here_is_not_sent(cloud: Loopback, home: Home) -> None:
+    home.run.mkdir(parents=True)
+    with acquire_lock(home.run):
+        finished = launch(cloud, home)
+    assert finished.code == 2
+    assert "error: runs/tiny is in use by process" in finished.output
     assert cloud.calls == []
 
 
