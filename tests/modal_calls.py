@@ -55,6 +55,7 @@ class FunctionCalls(ObjectCalls):
     calls_by_id: dict[str, Call]
     closing: bool
     containers: list[Container]
+    goodbyes: list[str]
     problems: list[str]
     grace_seconds: float
 
@@ -122,6 +123,7 @@ class FunctionCalls(ObjectCalls):
     async def AppClientDisconnect(self, request: pb.AppClientDisconnectRequest, _: Container | None):
         app = self.app(request.app_id)
         app.left = True
+        self.goodbyes.append(pb.AppDisconnectReason.Name(request.reason).removeprefix("APP_DISCONNECT_REASON_"))
         if not app.detached:
             await self._stop(app)
         self.settle(app)

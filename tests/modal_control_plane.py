@@ -88,6 +88,7 @@ class ControlPlane(ContainerCalls):
         self.containers: list[Container] = []
         self.files: dict[str, bytes] = {}
         self.functions_by_id: dict[str, pb.Function] = {}
+        self.goodbyes: list[str] = []
         self.images: dict[str, pb.Image] = {}
         self.numbers = itertools.count(1)
         self.problems: list[str] = []

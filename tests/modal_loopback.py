@@ -156,6 +156,11 @@ class Loopback:
         return self.calls.count(name)
 
     @property
+    def goodbyes(self) -> list[str]:
+        """Why each client left, as it told it: ENTRYPOINT_COMPLETED, LOCAL_EXCEPTION and so on."""
+        return self._plane.goodbyes
+
+    @property
     def functions(self) -> dict[str, pb.Function]:
         """By name, as the app's file declares them; a container's `function` has the options in it."""
         plain = (function for key, function in self._plane.functions_by_id.items() if key not in self._plane.bound)

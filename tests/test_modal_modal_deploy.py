@@ -56,6 +56,7 @@ def test_a_run_there_is_the_run_here(cloud: Loopback, home: Home, reference: Pat
     assert load(home.run / "config.yaml") == load(home.folder / "c.yaml")
     for line in ("plan of runs/tiny on Modal", "cost  ", "step 120/120", "runs/tiny is here, at step 120"):
         assert line in finished.output
+    assert cloud.goodbyes == ["ENTRYPOINT_COMPLETED"], "Modal counts it as a success"
     (row,) = attempts(cloud, home)
     assert (row.outcome, row.step, row.gpu) == ("finished", 120, GPU)
 
