@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from core.remote import ATTEMPT_HOURS, CORES, GIB, MOST_RETRIES
 from core.remote_connection import check_connection
 from utils.cli import Parser, warn
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.gpus import Gpu, find_gpu
 from utils.memory import format_bytes
 
@@ -149,6 +149,8 @@ def prepare(arguments: Sequence[str], *, detached: bool, say: Callable[[str], No
     refuse_several_ranks(config)
     refuse_run_here(config, options)
     own_modules(config)
+    if problems := config.data.find_problems():
+        raise DataError(*problems)
     check_before_data(config, gpu)
     check_connection()
     dataset, step = prepare_data(config, options, say)
