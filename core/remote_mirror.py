@@ -62,10 +62,11 @@ def mirror(local: Path, mount: Path) -> bool:
 
 
 def restore(mount: Path, local: Path, warn: Callable[[str], None]) -> int | None:
-    """Make a new run folder of what lies on a volume: the newest checkpoint that verifies, BEST's, all other files.
+    """Make a new run folder of what lies on a volume: the two newest checkpoints that verify, BEST's, all other files.
 
-    Returns its step, or None when the volume holds no complete checkpoint: nothing is made then, the run starts.
-    Damaged ones are told through `warn` and lose their manifest, so that the run writes them again.
+    Two, because the first mirror deletes on the volume what is not here, and the newest may be damaged after that.
+    Damaged ones are told through `warn` and lose their manifest, so that the run writes them again. Returns the step of
+    the newest, or None when the volume holds no complete checkpoint: nothing is made then, the run starts.
 
     Raises:
         CheckpointError: there are complete checkpoints, and none of them verifies.
@@ -84,6 +85,7 @@ def restore(mount: Path, local: Path, warn: Callable[[str], None]) -> int | None
         )
     if newest is None:
         return None
+    _fetch_newest(mount / CHECKPOINTS, target, warn, damaged, before=newest.name)
     for pointer, checkpoint in ((LATEST, newest), (BEST, _pointed_to(mount / CHECKPOINTS, BEST))):
         if checkpoint is None or checkpoint in damaged:
             continue
@@ -300,9 +302,13 @@ def _retire(checkpoint: Path) -> None:
         (checkpoint / name).unlink(missing_ok=True)
 
 
-def _fetch_newest(mount: Path, local: Path, warn: Callable[[str], None], damaged: list[Path]) -> Path | None:
-    """The newest checkpoint that verified once copied."""
+def _fetch_newest(
+    mount: Path, local: Path, warn: Callable[[str], None], damaged: list[Path], before: str | None = None
+) -> Path | None:
+    """The newest checkpoint that verified once copied; `before`: only those older than the one of that name."""
     for checkpoint in reversed(list_checkpoints(mount)):
+        if before is not None and checkpoint.name >= before:
+            continue
         is_complete = (checkpoint / MANIFEST).is_file() or _manifest(checkpoint / STAGED) is not None
         if is_complete and _fetch(checkpoint, local, warn, damaged):
             return checkpoint

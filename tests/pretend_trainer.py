@@ -1,6 +1,7 @@
 """Does to a run folder what training does, with the real writer of checkpoints and weights of a few numbers.
 
-For tests of what reads a run folder while it changes. To make it do more, add a method.
+For tests of what reads a run folder while it changes, with what must hold of its copy at any time. To make it do more,
+add a method.
 """
 
 import itertools
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from core.checkpoint import MANIFEST, Snapshot, list_checkpoints, write_checkpoint
+from core.checkpoint import MANIFEST, Snapshot, find_damage, list_checkpoints, write_checkpoint
+from core.remote_mirror import STAGED, restore
+from utils.metrics import read_metrics
 
 NUMBERS = itertools.count()
 
@@ -60,3 +63,40 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+def assert_restorable(trainer: Trainer, mount: Path, folder: Path, at_least: int) -> int:
+    """What comes back from the volume is a run that training wrote, no older than `at_least`; its step."""
+    warnings: list[str] = []
+    step = restore(mount, folder, warnings.append)
+    assert warnings == []
+    assert (step or 0) >= at_least
+    if step is None:
+        assert not folder.exists()
+        return 0
+    for checkpoint in list_checkpoints(folder / "checkpoints"):
+        assert find_damage(checkpoint) == []
+        assert (checkpoint.name, (checkpoint / MANIFEST).read_bytes()) in trainer.written
+    assert (folder / "checkpoints" / "LATEST").read_text() == f"step_{step:08d}\n"
+    best = folder / "checkpoints" / "BEST"
+    assert not best.exists() or (best.parent / best.read_text().strip()).is_dir()
+    rows = [row["step"] for row in read_metrics(folder / "metrics.jsonl")]
+    assert rows[:step] == list(range(1, step + 1))
+    assert (folder / "tokenizer" / "tokenizer.json").exists()
+    return step
+
+
+def assert_whole(trainer: Trainer, mount: Path) -> None:
+    """Each checkpoint that looks complete is, and the pointers name such; one half replaced can yet be finished."""
+    folder = mount / "checkpoints"
+    for path in list_checkpoints(folder):
+        if (path / MANIFEST).exists() and not (path / STAGED).exists():
+            assert find_damage(path) == []
+    for pointer in (folder / "LATEST", folder / "BEST"):
+        assert not pointer.exists() or (folder / pointer.read_text().strip() / MANIFEST).is_file()
+    if (mount / "tokenizer" / "tokenizer.json").exists():
+        assert content(mount / "tokenizer").items() >= content(trainer.folder / "tokenizer").items()
+
+
+def assert_equal(trainer: Trainer, mount: Path) -> None:
+    assert content(mount) == content(trainer.folder)

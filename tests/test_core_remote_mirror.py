@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from core.checkpoint import MANIFEST, TEMPORARY, find_damage, list_checkpoints
+from core.checkpoint import MANIFEST, TEMPORARY
 from core.remote import newest_step
-from core.remote_mirror import STAGED, mirror, restore
+from core.remote_mirror import mirror, restore
 from tests.failing_files import Action, act_at, fill_up, interrupt, kill, open_files
-from tests.pretend_trainer import Trainer, content, flip, steps
+from tests.pretend_trainer import Trainer, assert_equal, assert_restorable, assert_whole, content, flip, steps
 from utils.errors import CheckpointError
-from utils.metrics import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -41,43 +40,6 @@ def mount(tmp_path: Path) -> Path:
 def fresh(tmp_path: Path) -> Iterator[Path]:
     """Names of folders that do not exist yet."""
     return (tmp_path / f"restored-{number}" for number in itertools.count())
-
-
-def assert_restorable(trainer: Trainer, mount: Path, folder: Path, at_least: int) -> int:
-    """What comes back from the volume is a run that training wrote, no older than `at_least`; its step."""
-    warnings: list[str] = []
-    step = restore(mount, folder, warnings.append)
-    assert warnings == []
-    assert (step or 0) >= at_least
-    if step is None:
-        assert not folder.exists()
-        return 0
-    for checkpoint in list_checkpoints(folder / "checkpoints"):
-        assert find_damage(checkpoint) == []
-        assert (checkpoint.name, (checkpoint / MANIFEST).read_bytes()) in trainer.written
-    assert (folder / "checkpoints" / "LATEST").read_text() == f"step_{step:08d}\n"
-    best = folder / "checkpoints" / "BEST"
-    assert not best.exists() or (best.parent / best.read_text().strip()).is_dir()
-    rows = [row["step"] for row in read_metrics(folder / "metrics.jsonl")]
-    assert rows[:step] == list(range(1, step + 1))
-    assert (folder / "tokenizer" / "tokenizer.json").exists()
-    return step
-
-
-def assert_whole(trainer: Trainer, mount: Path) -> None:
-    """Each checkpoint that looks complete is, and the pointers name such; one half replaced can yet be finished."""
-    folder = mount / "checkpoints"
-    for path in list_checkpoints(folder):
-        if (path / MANIFEST).exists() and not (path / STAGED).exists():
-            assert find_damage(path) == []
-    for pointer in (folder / "LATEST", folder / "BEST"):
-        assert not pointer.exists() or (folder / pointer.read_text().strip() / MANIFEST).is_file()
-    if (mount / "tokenizer" / "tokenizer.json").exists():
-        assert content(mount / "tokenizer").items() >= content(trainer.folder / "tokenizer").items()
-
-
-def assert_equal(trainer: Trainer, mount: Path) -> None:
-    assert content(mount) == content(trainer.folder)
 
 
 def test_everything_travels_but_the_lock_and_what_is_temporary(trainer: Trainer, mount: Path) -> None:
@@ -183,17 +145,36 @@ def test_newest_step_counts_complete_checkpoints(trainer: Trainer, mount: Path) 
     assert newest_step(mount) == 1
 
 
-def test_the_newest_and_the_best_come_back(trainer: Trainer, mount: Path, fresh: Iterator[Path]) -> None:
+def test_the_two_newest_and_the_best_come_back(trainer: Trainer, mount: Path, fresh: Iterator[Path]) -> None:
+    trainer.keep_last = 3
     trainer.save(is_best=True)
-    for _ in range(3):
+    for _ in range(4):
         trainer.save()
     mirror(trainer.folder, mount)
     folder = next(fresh)
-    assert restore(mount, folder, pytest.fail) == 4
+    assert restore(mount, folder, pytest.fail) == 5
     expected = {name: data for name, data in content(trainer.folder).items() if "step_00000003" not in name}
     assert content(folder) == expected
     with pytest.raises(FileExistsError, match="not empty"):
         restore(mount, folder, pytest.fail)
+
+
+def test_each_attempt_leaves_one_for_a_bit_that_flips_later(
+    trainer: Trainer, mount: Path, fresh: Iterator[Path]
+) -> None:
+    """What comes back is all that the next mirror leaves on the volume."""
+    trainer.keep_last = 4
+    for _ in range(4):
+        trainer.save()
+    mirror(trainer.folder, mount)
+    flip(mount / "checkpoints" / "step_00000003" / "model.safetensors")
+    folder, warnings = next(fresh), []
+    assert (restore(mount, folder, warnings.append), len(warnings)) == (4, 1)
+    assert "step_00000003" in warnings[0]
+    mirror(folder, mount)
+    assert steps(mount) == steps(folder) == [2, 4]
+    flip(mount / "checkpoints" / "step_00000004" / "model.safetensors")
+    assert restore(mount, next(fresh), warnings.append) == 2
 
 
 def test_nothing_comes_back_from_half_a_first_checkpoint(trainer: Trainer, mount: Path, fresh: Iterator[Path]) -> None:
