@@ -2,7 +2,8 @@
 
 On the volume a checkpoint is whole when every file that its manifest names is there in the size it names; contents are
 verified where they arrive here. The manifest goes last on the way there, and comes first on the way back, since it says
-which files an interrupted transfer had already brought. To compare more than steps, manifests and configs, edit
+which files an interrupted transfer had already brought. Two ends hold one run when the weights of every step that both
+kept are equal and, where none is left that would tell, the losses up to the end that is behind. To compare more, edit
 `check_history`; which checkpoints travel is decided in `core/remote_transfer.py`.
 """
 
@@ -10,20 +11,34 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from core.checkpoint import ASIDE, MANIFEST, TEMPORARY, checkpoint_name, checkpoint_step, find_damage, sha256_of
+from core.checkpoint import (
+    ASIDE,
+    MANIFEST,
+    TEMPORARY,
+    checkpoint_name,
+    checkpoint_step,
+    find_damage,
+    list_checkpoints,
+    sha256_of,
+)
 from core.config import load
 from core.remote_files import RemoteFolder, Say, send, steps_there
 from core.run import MAY_DIFFER, differing_keys
 from utils.errors import CheckpointError, ConfigError
 from utils.files import sync
 from utils.memory import format_bytes
+from utils.metrics import parse_lines
 
+METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 INCOMING = f"{TEMPORARY}pull"
 """Below `checkpoints`, where the next save or `--overwrite` would clear it away."""
+
+NOT_A_MANIFEST = (ValueError, KeyError, TypeError, AttributeError)
 
 
 class Changed(Exception):
@@ -39,22 +54,54 @@ class Side(NamedTuple):
     """The newest whole checkpoint; None: there is none."""
     manifest: bytes | None
     """Of that checkpoint."""
+    weights: dict[int, dict[str, str]]
+    """Of the checkpoints up to that one, at the other end only of the steps that are here too: see `weights_of`."""
+    read_metrics: Callable[[], bytes | None]
+    """The content of metrics.jsonl, which may be long."""
 
 
-def side_here(newest: Path | None) -> Side:
+def side_here(run_folder: Path, newest: Path | None) -> Side:
     """`newest`: the newest whole checkpoint here."""
+
+    def read_metrics() -> bytes | None:
+        return read_if_there(run_folder / METRICS)
+
     if newest is None:
-        return Side("here", None, None)
-    return Side("here", checkpoint_step(newest.name), (newest / MANIFEST).read_bytes())
+        return Side("here", None, None, {}, read_metrics)
+    manifests = {path: read_if_there(path / MANIFEST) for path in list_checkpoints(newest.parent) if path <= newest}
+    weights = {checkpoint_step(path.name) or 0: weights_of(content) for path, content in manifests.items()}
+    return Side("here", checkpoint_step(newest.name), manifests[newest], weights, read_metrics)
 
 
-def side_there(remote: RemoteFolder, sizes: dict[str, int], say: Say) -> Side:
+def side_there(remote: RemoteFolder, sizes: dict[str, int], steps_here: Collection[int], say: Say) -> Side:
     """The newest checkpoint on the volume whose files are all there; newer ones are named."""
-    for step in reversed(steps_there(sizes)):
+
+    def read_metrics() -> bytes | None:
+        return remote.read(METRICS)
+
+    steps = steps_there(sizes)
+    for step in reversed(steps):
         if manifest := whole_manifest(remote, sizes, checkpoint_name(step)):
-            return Side("on the volume", step, manifest)
+            common = [each for each in steps if each < step and each in steps_here]
+            weights = {each: weights_of(whole_manifest(remote, sizes, checkpoint_name(each))) for each in common}
+            return Side("on the volume", step, manifest, weights | {step: weights_of(manifest)}, read_metrics)
         say(f"{checkpoint_name(step)} on the volume is not complete: passed over")
-    return Side("on the volume", None, None)
+    return Side("on the volume", None, None, {}, read_metrics)
+
+
+def weights_of(manifest: bytes | None) -> dict[str, str]:
+    """File name -> SHA-256 of a checkpoint's weights, the same when that step is saved again; empty: not known."""
+    try:
+        files = read_manifest(manifest or b"")
+    except NOT_A_MANIFEST:
+        return {}
+    return {name: digest for name, (_, digest) in files.items() if Path(name).match("model*.safetensors")}
+
+
+def losses_of(metrics: bytes | None) -> dict[int, Any]:
+    """Step -> loss in training, as written."""
+    rows = (row for _, row in parse_lines((metrics or b"").splitlines(keepends=True)) if row is not None)
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
 
 
 def check_history(name: str, source: Side, target: Side, config_problems: list[str], force: bool) -> bool:
@@ -64,15 +111,36 @@ def check_history(name: str, source: Side, target: Side, config_problems: list[s
         CheckpointError: it would, and that was not asked for with `force`.
     """
     first = "pull it first" if source.place == "here" else "push it first"
+    parted = parting(name, source, target)
     problems = [f"the config of {name} differs in {line}" for line in config_problems]
     if target.step is not None and (source.step is None or target.step > source.step):
         at = f"at step {source.step}" if source.step is not None else "without a checkpoint"
-        problems.append(f"the run {name} is at step {target.step} {target.place} and {at} {source.place}: {first}")
-    elif target.step is not None and target.step == source.step and target.manifest != source.manifest:
-        problems.append(f"step {target.step} of {name} {target.place} is another one than {source.place}")
+        advice = "" if parted else f": {first}"
+        problems.append(f"the run {name} is at step {target.step} {target.place} and {at} {source.place}{advice}")
+    problems += parted
     if problems and not force:
         raise CheckpointError(*problems, f"to replace the run {target.place}, add --force; to keep both, rename one")
     return bool(problems)
+
+
+def parting(name: str, source: Side, target: Side) -> list[str]:
+    """Why the two ends are not one run, in a line; empty when they are, or nothing would tell."""
+    if source.step is None or target.step is None:
+        return []
+    common = [step for step in sorted(source.weights.keys() & target.weights) if source.weights[step]]
+    common = [step for step in common if target.weights[step]]
+    for step in common:
+        if source.weights[step] != target.weights[step]:
+            return [f"step {step} of {name} {target.place} is another one than {source.place}"]
+    behind = min(source.step, target.step)
+    if behind in common:
+        return []
+    losses, others = losses_of(target.read_metrics()), losses_of(source.read_metrics())
+    for step in sorted(losses.keys() & others):
+        if step <= behind and losses[step] != others[step]:
+            there = f"{losses[step]} {target.place}, {others[step]} {source.place}"
+            return [f"{name} is another run {target.place} than {source.place}: at step {step} the loss was {there}"]
+    return []
 
 
 def differing_config(run_folder: Path, remote: RemoteFolder) -> list[str]:
@@ -92,12 +160,20 @@ def differing_config(run_folder: Path, remote: RemoteFolder) -> list[str]:
 
 
 def whole_manifest(remote: RemoteFolder, sizes: dict[str, int], name: str) -> bytes | None:
-    """The manifest of a checkpoint on the volume; None when it is unreadable or not all of its files are there."""
+    """The manifest of a checkpoint on the volume; None when it is unreadable or not all of its files are there.
+
+    Raises:
+        Changed: it has been deleted since `sizes` were read.
+    """
     place = f"{CHECKPOINTS}/{name}"
-    content = remote.read(f"{place}/{MANIFEST}") if f"{place}/{MANIFEST}" in sizes else None
+    if f"{place}/{MANIFEST}" not in sizes:
+        return None
+    content = remote.read(f"{place}/{MANIFEST}")
+    if content is None:
+        raise Changed
     try:
-        files = read_manifest(content or b"")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        files = read_manifest(content)
+    except NOT_A_MANIFEST:
         return None
     is_complete = all(sizes.get(f"{place}/{file}") == size for file, (size, _) in files.items())
     return content if is_complete else None
@@ -175,6 +251,11 @@ def install_checkpoint(incoming: Path, final: Path) -> None:
         os.rename(final, aside)
     os.rename(incoming, final)
     delete(aside)
+
+
+def read_if_there(file: Path) -> bytes | None:
+    """A file's content; None when it is missing."""
+    return file.read_bytes() if file.is_file() else None
 
 
 def delete(path: Path) -> None:

@@ -9,11 +9,14 @@ the container wrote; a call that ended with neither gave up. The functions take 
 
 import codecs
 import contextlib
+import importlib.util
+import json
 import math
 import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -22,7 +25,7 @@ from rich.text import Text
 from core.progress import format_time
 from core.remote import ENDED, OUTPUT_FILE, Attempt, Outcome, numbered
 from core.remote_files import RemoteFolder, RemoteState
-from utils.errors import BackendError
+from utils.errors import BackendError, ConfigError
 from utils.gpus import GPUS, PRICES_OF, format_dollars, hourly_price
 from utils.metrics import Row, parse_lines, with_nan
 from utils.optional import optional
@@ -31,10 +34,14 @@ from utils.units import format_count
 POLL_SECONDS = 5.0
 SYNC_SECONDS = 30.0
 """How often a container is taken to write when the launch does not say."""
+LOST_SECONDS = 600.0
+"""After so long without a sign of life, a launch that broke off before it noted its call is taken to have made none."""
 SIGNS_MISSED = 3
 """So many missing signs of life, and a minute for starting and copying, make a run silent."""
 ATTEMPTS_SHOWN = 6
 COLUMNS = ("run", "state", "step", "loss", "GPU", "attempts", "hours", "about", "last sign of life")
+LEFT_OUT = ("attempts", "hours", "GPU", "last sign of life", "about", "loss")
+"""Columns that a narrow terminal goes without, the first one first."""
 
 
 class Call(NamedTuple):
@@ -82,16 +89,8 @@ def ask(call: Any) -> Call:
 def trouble() -> tuple[type[Exception], ...]:
     """Errors of the way to Modal, which say nothing about a run."""
     errors = optional("modal.exception", "modal")
-    return (
-        errors.AuthError,
-        errors.ConnectionError,
-        errors.InternalError,
-        errors.PermissionDeniedError,
-        errors.ResourceExhaustedError,
-        errors.ServiceError,
-        errors.VersionError,
-        errors.VolumeUploadTimeoutError,
-    )
+    names = ["Auth", "Connection", "Internal", "PermissionDenied", "ResourceExhausted", "Service", "Version"]
+    return tuple(getattr(errors, f"{name}Error") for name in (*names, "VolumeUploadTimeout"))
 
 
 @contextlib.contextmanager
@@ -100,14 +99,14 @@ def explained() -> Iterator[None]:
     try:
         yield
     except trouble() as error:
-        raise BackendError(
-            f"Modal: {first_line(error) or type(error).__name__}; the run there is not touched"
-        ) from error
+        reason = first_line(error) or type(error).__name__
+        raise BackendError(f"Modal: {reason}; the run there is not touched") from error
 
 
 def first_line(message: object) -> str:
-    """The first line of a text that is not empty."""
-    return next((line.strip() for line in str(message).splitlines() if line.strip()), "")
+    """The first line of a text that is not empty, and the one that it announces with a colon."""
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
 
 
 def current_attempts(state: RemoteState) -> list[Attempt]:
@@ -154,11 +153,14 @@ def condition(state: RemoteState, call: Call, now: float) -> Condition:
 
 def judge(modal: Any, state: RemoteState, now: float) -> Condition:
     """The condition of a run, Modal asked about the call only while its end is not written down."""
-    found = condition(state, Call(), now)
-    call_id = (state.launch or {}).get("call_id")
-    if call_id and not found.is_over:
-        found = condition(state, ask(modal.FunctionCall.from_id(call_id)), now)
-    return found
+    found, launch = condition(state, Call(), now), state.launch or {}
+    if found.is_over:
+        return found
+    if call_id := launch.get("call_id"):
+        return condition(state, ask(modal.FunctionCall.from_id(call_id)), now)
+    heard = max([launch.get("launched", 0.0), *(attempt.seen for attempt in current_attempts(state))])
+    lost = Call(is_over=True, message="its number was never noted")
+    return condition(state, lost, now) if now - heard > LOST_SECONDS else found
 
 
 def ago(then: float, now: float) -> str:
@@ -201,7 +203,7 @@ def dollars_used(state: RemoteState) -> float | None:
 def describe(name: str, state: RemoteState, rows: Sequence[Row], found: Condition, now: float) -> list[tuple[str, str]]:
     """What `status` shows, in two columns."""
     launch = state.launch or {}
-    detail = "; ".join(found.detail.splitlines())
+    detail = "; ".join(line.strip() for line in found.detail.splitlines()).replace(":;", ":")
     lines = [("state", f"{found.state} ({detail})" if detail else found.state)]
     lines.append(("step", step_text(rows, launch.get("total_steps"), state.newest_step)))
     if (loss := newest(rows, "train/loss")) is not None:
@@ -215,7 +217,7 @@ def describe(name: str, state: RemoteState, rows: Sequence[Row], found: Conditio
     if gpu := launch.get("gpu"):
         lines.append(("GPU", str(gpu)))
     if state.attempts:
-        lines += [*attempt_lines(state.attempts), ("used", used_text(state))]
+        lines += [*attempt_lines(state.attempts, detail), ("used", used_text(state))]
         lines.append(("last sign of life", f"{ago(state.attempts[-1].seen, now)} ago"))
     calls = [str(launch[key]) for key in ("app_id", "call_id") if launch.get(key)]
     return [("run", name), *lines, *([("on Modal", ", ".join(calls))] if calls else [])]
@@ -224,17 +226,14 @@ def describe(name: str, state: RemoteState, rows: Sequence[Row], found: Conditio
 def step_text(rows: Sequence[Row], total: int | None, saved: int | None) -> str:
     """`1,200 of 20,000 (6 %)`, as far as known."""
     step = max(rows[-1]["step"] if rows else 0, saved or 0)
-    if not total:
-        return f"{step:,}"
-    return f"{step:,} of {total:,} ({math.floor(100 * step / total)} %)"
+    return f"{step:,} of {total:,} ({math.floor(100 * step / total)} %)" if total else f"{step:,}"
 
 
 def validation_text(rows: Sequence[Row]) -> str:
     """What the last evaluation said."""
     loss, bits = newest(rows, "eval/loss"), newest(rows, "eval/bits_per_byte")
-    if loss is None:
-        return ""
-    return f", on held-out text {loss:.4f}" + (f" ({bits:.3f} bits/byte)" if bits is not None else "")
+    more = f" ({bits:.3f} bits/byte)" if bits is not None else ""
+    return f", on held-out text {loss:.4f}{more}" if loss is not None else ""
 
 
 def seconds_left(rows: Sequence[Row], total: int | None) -> float | None:
@@ -245,14 +244,15 @@ def seconds_left(rows: Sequence[Row], total: int | None) -> float | None:
     return (total - rows[-1]["step"]) * rows[-1]["tokens"] / rows[-1]["step"] / speed
 
 
-def attempt_lines(attempts: Sequence[Attempt]) -> list[tuple[str, str]]:
-    """One line for each of the last attempts, and one for those before."""
+def attempt_lines(attempts: Sequence[Attempt], said: str) -> list[tuple[str, str]]:
+    """One line for each of the last attempts, and one for those before; what was said already is not said again."""
     shown, before = attempts[-ATTEMPTS_SHOWN:], attempts[:-ATTEMPTS_SHOWN]
     lines = [("attempts before", f"{len(before)}, {format_time(seconds_used(before))}")] if before else []
     for attempt in shown:
         is_lost = attempt.outcome == "running" and attempt is not attempts[-1]
         outcome = "ended without a word" if is_lost else attempt.outcome
-        why = f": {first_line(attempt.message)}" if attempt.message else ""
+        why = first_line(attempt.message)
+        why = f": {why}" if why and why not in said else ""
         steps = f"step {attempt.first_step:,} to {max(attempt.step, attempt.first_step):,}"
         text = f"{outcome}, {steps}, {format_time(attempt.seconds)} on {attempt.gpu}{why}"
         lines.append((f"attempt {attempt.number}", text))
@@ -274,20 +274,27 @@ def hours(attempts: Iterable[Attempt]) -> str:
     return f"{seconds_used(attempts) / 3600:.2f}"
 
 
-def next_commands(name: str, found: Condition, launch: dict[str, Any] | None) -> list[str]:
-    """What to type next, by the state."""
+def next_commands(name: str, found: Condition, launch: dict[str, Any] | None, config: Path | None) -> list[str]:
+    """What to type next, by the state; `config`: the run's, when it lies here."""
     client, run = "python modal/modal_client.py", shlex.quote(name)
     pull = f"{client} pull --run {run}"
-    again = f"modal run modal/modal_deploy.py --config {shlex.quote(f'runs/{name}/config.yaml')} --resume"
-    app = (launch or {}).get("app_id")
-    live = [f"modal app logs {app} --follow"] if app else []
+    again = [f"modal run modal/modal_deploy.py --config {shlex.quote(str(config))} --resume"] if config else []
     if not found.is_over:
+        app = (launch or {}).get("app_id")
+        live = [f"modal app logs {app} --follow"] if app else []
         return [f"{client} logs --run {run} --follow", *live, pull, f"{client} stop --run {run}"]
     if found.state == "finished":
         return [pull, f'{client} generate --run {run} --prompt "def"']
-    if found.state == "here only":
-        return [pull, again]
-    return [f"{client} logs --run {run}", pull, again]
+    logs = [] if found.state == "here only" else [f"{client} logs --run {run}"]
+    return [*logs, pull, *again]
+
+
+def image_settings(launch: dict[str, Any] | None, cuda: str | None) -> str:
+    """What the image of a further call is made of: as for its launch. Raises ConfigError for a missing module."""
+    own, known = (launch or {}).get("own_modules", []), (launch or {}).get("cuda", "12")
+    if missing := [module for module in own if importlib.util.find_spec(module) is None]:
+        raise ConfigError(f"the run needs {', '.join(missing)}, which cannot be imported here: start where it lies")
+    return json.dumps({"cuda": cuda or known, "own_modules": own})
 
 
 def cells(name: str, state: RemoteState, rows: Sequence[Row], found: Condition, now: float) -> list[str]:
@@ -306,11 +313,16 @@ def cells(name: str, state: RemoteState, rows: Sequence[Row], found: Condition, 
     ]
 
 
-def table_of(lines: Iterable[Sequence[str]]) -> Table:
-    """What `ls` prints."""
-    table = Table(*COLUMNS, box=None, pad_edge=False)
-    for line in lines:
-        table.add_row(*map(Text, line))  # As it is: a name may hold what rich takes for markup.
+def table_of(lines: Sequence[Sequence[str]], width: int) -> Table:
+    """What `ls` prints on so many columns of a terminal."""
+    # As `Text`: a name may hold what rich takes for markup.
+    columns = {name: [Text(line[place]) for line in (COLUMNS, *lines)] for place, name in enumerate(COLUMNS)}
+    for name in LEFT_OUT:
+        if sum(max(text.cell_len for text in column) + 2 for column in columns.values()) - 2 > width:
+            del columns[name]
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in list(zip(*columns.values(), strict=True))[1:]:
+        table.add_row(*row)
     return table
 
 
@@ -357,6 +369,7 @@ def stop(
     look: Callable[[], RemoteState],
     *,
     patience_seconds: float,
+    poll_seconds: float = POLL_SECONDS,
     wait: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.time,
 ) -> RemoteState:
@@ -365,7 +378,8 @@ def stop(
     Raises:
         BackendError: nothing was heard within `patience_seconds`.
     """
-    call.cancel()
+    with contextlib.suppress(optional("modal.exception", "modal").NotFoundError):  # It is over, and forgotten.
+        call.cancel()
     waited = 0.0
     while True:
         state = look()
@@ -380,5 +394,5 @@ def stop(
                 f"the call is cancelled, but its container has not said within {patience_seconds:.0f} s that it has "
                 f"saved; look again with status, or end it with modal app stop {(state.launch or {}).get('app_id')}"
             )
-        wait(POLL_SECONDS)
-        waited += POLL_SECONDS
+        wait(poll_seconds)
+        waited += poll_seconds

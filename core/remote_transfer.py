@@ -9,6 +9,7 @@ nothing, and the next one goes on from there. To let another file travel, add it
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ from core.remote_checkpoints import (
     differing_config,
     fetch_checkpoint,
     install_checkpoint,
+    parting,
+    read_if_there,
     send_checkpoint,
     side_here,
     side_there,
@@ -45,12 +48,14 @@ from core.remote_checkpoints import (
 )
 from core.remote_files import RemoteFolder, Say, missing_run, send, steps_there
 from core.run import DISK_ERRORS, OWN_FILES, acquire_lock
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 from utils.files import sync
 from utils.memory import format_bytes
+from utils.yaml_file import Mapping, Place, Scalar, parse_yaml
 
 Which = Literal["last", "best", "all", "none"]
 RUN_FILES = OWN_FILES - {"lock", CHECKPOINTS}
+CLIENT = "python modal/modal_client.py"
 REPLACED = "replaced"
 """In `INCOMING`: what a forced pull takes out of the run."""
 MAX_TRIES = 3
@@ -72,7 +77,11 @@ def push_run(volume: Any, run_folder: Path, which: Which, say: Say, force: bool 
         folder, remote = run_folder / CHECKPOINTS, RemoteFolder(volume, run_folder.name)
         put_back(folder)
         newest, sizes = newest_valid(folder, say), remote.sizes()
-        here, there = side_here(newest), side_there(remote, sizes, say)
+        here = side_here(run_folder, newest)
+        try:
+            there = side_there(remote, sizes, here.weights, say)
+        except Changed as error:
+            raise CheckpointError(f"the run {run_folder.name} is at work on the volume: stop it first") from error
         if check_history(run_folder.name, here, there, differing_config(run_folder, remote), force):
             clear_there(remote, sizes, folder)
             sizes = remote.sizes()
@@ -81,11 +90,27 @@ def push_run(volume: Any, run_folder: Path, which: Which, say: Say, force: bool 
         send(remote, pairs, say)
         for checkpoint in choose_here(folder, which, newest, say):
             send_checkpoint(remote, sizes, checkpoint, say)
-        return point_there(remote, read_pointer(folder / BEST), say)
+        return point_there(remote, read_pointer(folder / BEST), run_folder, say)
 
 
-def pull_run(volume: Any, run_folder: Path, which: Which, say: Say, force: bool = False) -> int | None:
+def refuse_another_life(volume: Any, run_folder: Path, say: Say) -> None:
+    """Raise CheckpointError when the run here and the one on the volume are not one, whichever is ahead."""
+    folder, remote = run_folder / CHECKPOINTS, RemoteFolder(volume, run_folder.name)
+    here = side_here(run_folder, newest_valid(folder, say))
+    if problems := parting(run_folder.name, here, side_there(remote, remote.sizes(), here.weights, say)):
+        raise CheckpointError(
+            *problems,
+            f"to keep one, replace the other with {CLIENT} pull or push, and --force; to keep both, rename one",
+        )
+
+
+def pull_run(
+    volume: Any, run_folder: Path, which: Which, say: Say, force: bool = False, *, replace: bool = False
+) -> int | None:
     """Bring a run home into `run_folder`, whose name is the run's; as `push_run` the other way.
+
+    `force`: also over a run that the volume's does not go on from; `replace`: nothing stays here but what is there too,
+    for a run that was started anew, whatever the two look like.
 
     Raises:
         CheckpointError: the volume has no such run, another process uses the one here, a checkpoint did not arrive
@@ -101,22 +126,23 @@ def pull_run(volume: Any, run_folder: Path, which: Which, say: Say, force: bool 
         put_back(run_folder / CHECKPOINTS)
         for _ in range(MAX_TRIES):
             try:
-                return _pull(remote, run_folder, which, say, force)
+                return _pull(remote, run_folder, which, say, force, replace)
             except Changed:
                 say("the run went on meanwhile and what was being read is gone: looking again")
         raise CheckpointError(f"the run {run_folder.name} deletes its checkpoints faster than they come: stop it first")
 
 
-def _pull(remote: RemoteFolder, run_folder: Path, which: Which, say: Say, force: bool) -> int | None:
+def _pull(remote: RemoteFolder, run_folder: Path, which: Which, say: Say, force: bool, replace: bool) -> int | None:
     folder, sizes = run_folder / CHECKPOINTS, remote.sizes()
     try:
         newest = newest_valid(folder, say)
     except CheckpointError:
         newest = None  # All are damaged, which is what a copy from the volume repairs.
-    here, there = side_here(newest), side_there(remote, sizes, say)
-    is_replaced = check_history(run_folder.name, there, here, differing_config(run_folder, remote), force)
-    chosen = choose_there(remote, sizes, which, there, say)
+    here = side_here(run_folder, newest)
+    there = side_there(remote, sizes, here.weights, say)
+    is_replaced = replace or check_history(run_folder.name, there, here, differing_config(run_folder, remote), force)
     best = read_best(remote)
+    chosen = choose_there(remote, sizes, which, there, best, say)
     stale = [path for path in stale_here(run_folder, remote, sizes) if path.name not in chosen] if is_replaced else []
     arrived = [name for name, manifest in chosen.items() if fetch_checkpoint(remote, name, manifest, folder, say)]
     fetch_run_files(remote, sizes, folder / INCOMING, say)
@@ -126,10 +152,12 @@ def _pull(remote: RemoteFolder, run_folder: Path, which: Which, say: Say, force:
     for name in arrived:
         install_checkpoint(folder / INCOMING / name, folder / name)
     if is_replaced:
+        (folder / BEST).unlink(missing_ok=True)  # Of the life that goes; what the volume calls best is set below.
         set_aside(stale, folder / INCOMING)
         install_run_files(folder / INCOMING, run_folder)
     delete(folder / INCOMING)
-    return point_here(folder, best, verified={*chosen, *([newest.name] if newest else [])}, say=say)
+    verified = {*chosen, *([newest.name] if newest else [])}
+    return point_here(folder, best, verified, say, is_bare=which == "none")
 
 
 def files_here(run_folder: Path) -> list[str]:
@@ -151,19 +179,37 @@ def choose_here(folder: Path, which: Which, newest: Path | None, say: Say) -> li
     return chosen
 
 
-def choose_there(remote: RemoteFolder, sizes: dict[str, int], which: Which, newest: Side, say: Say) -> dict[str, bytes]:
-    """Name -> manifest of the checkpoints that are to come; incomplete ones never do."""
-    if which == "all":
-        names = [checkpoint_name(step) for step in steps_there(sizes)]
-    elif which == "last":
-        names = [checkpoint_name(newest.step)] if newest.step is not None else []
+def choose_there(
+    remote: RemoteFolder, sizes: dict[str, int], which: Which, newest: Side, best: str, say: Say
+) -> dict[str, bytes]:
+    """Name -> manifest of the checkpoints that are to come; incomplete ones never do.
+
+    Raises:
+        Changed: the run has saved or deleted meanwhile what was to come.
+    """
+    known = {} if newest.step is None or newest.manifest is None else {checkpoint_name(newest.step): newest.manifest}
+    if which == "last":
+        chosen = known
     else:
-        names = [read_best(remote)] if which == "best" else []
-    manifests = {name: whole_manifest(remote, sizes, name) for name in names}
-    chosen = {name: manifest for name, manifest in manifests.items() if manifest is not None}
-    if not chosen and which != "none":
-        say(f"there is no {'best ' if which == 'best' else ''}checkpoint on the volume yet")
+        names = {"all": [checkpoint_name(step) for step in steps_there(sizes)], "best": [best] * bool(best)}
+        manifests = {name: whole_manifest(remote, sizes, name) for name in names.get(which, []) if name not in known}
+        chosen = {name: manifest for name, manifest in manifests.items() if manifest is not None}
+        chosen |= {name: manifest for name, manifest in known.items() if name in names.get(which, [])}
+    if which in ("all", "best") and best and best not in chosen and is_new(sizes, best) and there_too(remote, best):
+        raise Changed
+    if not chosen and which == "best" and newest.step is not None:
+        say(
+            f"there is no best checkpoint on the volume: nothing has been evaluated, or it is not whole; "
+            f"to bring the newest, step {newest.step}: {CLIENT} pull --run {shlex.quote(remote.path)}"
+        )
+    elif not chosen and which != "none":
+        say("there is no checkpoint on the volume yet")
     return chosen
+
+
+def is_new(sizes: dict[str, int], name: str) -> bool:
+    """Whether a checkpoint was not there when `sizes` were read."""
+    return f"{CHECKPOINTS}/{name}/{MANIFEST}" not in sizes
 
 
 def fetch_run_files(remote: RemoteFolder, sizes: dict[str, int], incoming: Path, say: Say) -> None:
@@ -200,6 +246,7 @@ def clear_there(remote: RemoteFolder, sizes: dict[str, int], folder: Path) -> No
     for name in sizes:
         if name.partition("/")[0] in RUN_FILES and not (folder.parent / name).is_file():
             remote.remove(name)
+    remote.remove(f"{CHECKPOINTS}/{BEST}")
     for step in steps_there(sizes):
         name = checkpoint_name(step)
         if read_if_there(folder / name / MANIFEST) != remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"):
@@ -226,7 +273,7 @@ def there_too(remote: RemoteFolder, name: str) -> bytes:
     return remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}") or b""
 
 
-def point_there(remote: RemoteFolder, best_here: str, say: Say) -> int | None:
+def point_there(remote: RemoteFolder, best_here: str, run_folder: Path, say: Say) -> int | None:
     """Set LATEST and BEST on the volume, after the checkpoints they name; the newest step."""
     steps = steps_there(remote.sizes())
     names = [checkpoint_name(step) for step in steps]
@@ -237,15 +284,18 @@ def point_there(remote: RemoteFolder, best_here: str, say: Say) -> int | None:
     best_there = read_best(remote)
     best = best_here or best_there
     if best and best not in names:
-        say(f"the best checkpoint, {best}, is not on the volume: --checkpoints best brings it there")
+        say(f"the best checkpoint, {best}, is not on the volume; to bring it there: {best_command('push', run_folder)}")
         remote.remove(f"{CHECKPOINTS}/{BEST}")
     elif best != best_there:
         remote.write(f"{CHECKPOINTS}/{BEST}", f"{best}\n".encode())
     return steps[-1] if steps else None
 
 
-def point_here(folder: Path, best_there: str, verified: set[str], say: Say) -> int | None:
-    """Set LATEST and BEST here, after the checkpoints they name; the newest step that is whole."""
+def point_here(folder: Path, best_there: str, verified: set[str], say: Say, *, is_bare: bool) -> int | None:
+    """Set LATEST and BEST here, after the checkpoints they name; the newest step that is whole.
+
+    `is_bare`: no checkpoints were asked for, so what is best of those here stays the best.
+    """
 
     def is_sound(path: Path) -> bool:
         return path.is_dir() and (path.name in verified or not find_damage(path))
@@ -253,7 +303,9 @@ def point_here(folder: Path, best_there: str, verified: set[str], say: Say) -> i
     best_here = read_pointer(folder / BEST)
     best = best_there or best_here
     if best and not is_sound(folder / best):
-        say(f"the best checkpoint, {best}, is not here: --checkpoints best brings it")
+        say(f"the best checkpoint, {best}, is not here; to bring it: {best_command('pull', folder.parent)}")
+        best = best_here if is_bare and best_here and is_sound(folder / best_here) else ""
+    if not best:
         (folder / BEST).unlink(missing_ok=True)
     elif best != best_here:
         temporary = folder / f"{TEMPORARY}{BEST}"
@@ -268,6 +320,27 @@ def point_here(folder: Path, best_there: str, verified: set[str], say: Say) -> i
     return checkpoint_step(newest.name)
 
 
+def folder_here(name: str, config: bytes | None) -> Path:
+    """Where a run lies here, or shall: below the out_dir of its config there, below `runs` if it lies there instead.
+
+    An absolute out_dir of a machine that has it and not of this one counts for nothing.
+    """
+    try:
+        node = parse_yaml((config or b"").decode(), Place("config.yaml"))
+    except (ConfigError, UnicodeDecodeError):
+        node = None
+    found = node.get("out_dir") if isinstance(node, Mapping) else None
+    out_dir = Path(found.text) if isinstance(found, Scalar) else Path("runs")
+    is_elsewhere = out_dir.is_absolute() and not out_dir.is_dir()
+    folders = [*([] if is_elsewhere else [out_dir / name]), Path("runs", name)]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), folders[0])
+
+
+def best_command(way: str, run_folder: Path) -> str:
+    """What to type for the best checkpoint, whoever brought the rest."""
+    return f"{CLIENT} {way} --run {shlex.quote(str(run_folder))} --checkpoints best"
+
+
 def read_best(remote: RemoteFolder) -> str:
     """What BEST names on the volume; empty when there is none."""
     return (remote.read(f"{CHECKPOINTS}/{BEST}") or b"").decode().strip()
@@ -276,11 +349,6 @@ def read_best(remote: RemoteFolder) -> str:
 def read_pointer(file: Path) -> str:
     """What LATEST or BEST names here; empty when there is none."""
     return (read_if_there(file) or b"").decode().strip()
-
-
-def read_if_there(file: Path) -> bytes | None:
-    """A file's content; None when it is missing."""
-    return file.read_bytes() if file.is_file() else None
 
 
 def contents(folder: Path) -> dict[str, bytes]:

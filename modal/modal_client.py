@@ -7,6 +7,7 @@ Modal is contacted only once the flags are right.
 """
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -23,9 +24,9 @@ from core.remote_connection import check_connection, require_modal
 from core.remote_files import RemoteFolder, RemoteState, list_runs, missing_run, remote_state
 from core.remote_launch import PULLS
 from core.remote_status import Condition
-from core.remote_transfer import pull_run, push_run
+from core.remote_transfer import folder_here, pull_run, push_run
 from utils.cli import Parser, at_least, run_command
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import BackendError, CheckpointError, ConfigError
 from utils.gpus import find_gpu
 from utils.metrics import Row
 from utils.registry import suggestion
@@ -47,7 +48,7 @@ def build_parser() -> Parser:
     flags["logs"]("--lines", type=at_least(0), default=40, help="so many from the end; 0: all (%(default)s)")
     for name in ("pull", "push"):
         flags[name]("--checkpoints", choices=PULLS, default="last", help="which ones travel (%(default)s)")
-        flags[name]("--out-dir", type=Path, help="where runs lie here (runs, or the folder named with --run)")
+        flags[name]("--out-dir", type=Path, help="where runs lie here (as --run or the run's config says)")
         flags[name]("--force", action="store_true", help="also over a later step or another config")
     flags["stop"]("--wait", type=at_least(0), default=600, help="seconds for it to save (%(default)s)")
     add = flags["generate"]
@@ -56,20 +57,26 @@ def build_parser() -> Parser:
         add(f"--{name.replace('_', '-')}", type=kind, help="as in python -m core.generation")
     add("--checkpoint", default="last", help="last, best or a step (%(default)s)")
     add("--gpu", default="L4", help="as Modal names it (%(default)s)")
+    add("--cuda", choices=("12", "13"), help="CUDA version of MLX's wheel (the one the run was started with, or 12)")
     return parser
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; `run` becomes the name, `folder` where the run lies here. Raises ConfigError."""
+    """The flags; `run` becomes the name, `folder` where the run lies here, if that is said. Raises ConfigError."""
     options = build_parser().parse_args(arguments)
     if options.command == "ls":
         return options
     given = Path(options.run)
     if not given.name or given.name == "..":
         raise ConfigError(f"--run is '{options.run}'; give the name of a run, or its folder, such as runs/NAME")
-    parent = given.parent if len(given.parts) > 1 else Path("runs")
-    options.run, options.folder = given.name, (getattr(options, "out_dir", None) or parent) / given.name
+    parent = getattr(options, "out_dir", None) or (given.parent if len(given.parts) > 1 else None)
+    options.run, options.folder = given.name, None if parent is None else parent / given.name
     return options
+
+
+def find_folder(options: argparse.Namespace, volume: Any) -> Path:
+    """Where the run lies here, or shall."""
+    return options.folder or folder_here(options.run, RemoteFolder(volume, options.run).read("config.yaml"))
 
 
 def open_runs(modal: Any, *, create: bool = False) -> Any:
@@ -93,6 +100,12 @@ def known_run(modal: Any, name: str) -> Any:
     return volume
 
 
+def say_next_of(options: argparse.Namespace, volume: Any, found: Condition, launch: dict[str, Any] | None) -> None:
+    """What to type next, by the run's state and by what of it is here."""
+    config = find_folder(options, volume) / "config.yaml"
+    say_next(remote_status.next_commands(options.run, found, launch, config if config.is_file() else None))
+
+
 def say_next(commands: Sequence[str]) -> None:
     """What to type next."""
     print("\n  ".join(["try next:", *commands]))
@@ -100,9 +113,10 @@ def say_next(commands: Sequence[str]) -> None:
 
 def status(options: argparse.Namespace, modal: Any) -> None:
     """Print how a run is doing."""
-    state, rows, found = look(modal, known_run(modal, options.run), options.run)
+    volume = known_run(modal, options.run)
+    state, rows, found = look(modal, volume, options.run)
     print(show_rows(remote_status.describe(options.run, state, rows, found, time.time())))
-    say_next(remote_status.next_commands(options.run, found, state.launch))
+    say_next_of(options, volume, found, state.launch)
 
 
 def logs(options: argparse.Namespace, modal: Any) -> None:
@@ -111,8 +125,11 @@ def logs(options: argparse.Namespace, modal: Any) -> None:
     folder = RemoteFolder(volume, options.run)
     text = remote_status.read_output(folder)
     print(remote_status.last_lines(text, options.lines), end="", flush=True)
-    launch = remote_state(volume, options.run).launch or {}
-    if "app_id" in launch:
+    state, _, found = look(modal, volume, options.run)
+    launch = state.launch or {}
+    if not text:
+        print("nothing has been printed yet", file=sys.stderr)
+    if "app_id" in launch and not found.is_over:
         every = launch.get("sync_seconds", remote_status.SYNC_SECONDS)
         print(f"(up to {every:.0f} s old; live: modal app logs {launch['app_id']} --follow)", file=sys.stderr)
     if options.follow:
@@ -127,18 +144,21 @@ def logs(options: argparse.Namespace, modal: Any) -> None:
 def pull(options: argparse.Namespace, modal: Any) -> None:
     """Bring a run home."""
     volume = known_run(modal, options.run)
-    step = pull_run(volume, options.folder, options.checkpoints, say, force=options.force)
-    print(f"{options.folder}: {'no checkpoint' if step is None else f'step {step:,}'}")
-    folder, config = shlex.quote(str(options.folder)), shlex.quote(str(options.folder / "config.yaml"))
-    go_on = f"python -m core.training --config {config} --resume"
-    say_next([f'python -m core.generation --run {folder} --prompt "def"', f"python tools/plot-logs.py {folder}", go_on])
+    home = find_folder(options, volume)
+    step = pull_run(volume, home, options.checkpoints, say, force=options.force)
+    print(f"{home}: {'no checkpoint' if step is None else f'step {step:,}'}")
+    folder, config = shlex.quote(str(home)), shlex.quote(str(home / "config.yaml"))
+    use = [f'python -m core.generation --run {folder} --prompt "def"', f"python tools/plot-logs.py {folder}"]
+    go_on = [f"python -m core.training --config {config} --resume"]
+    say_next([*use, *go_on] if step is not None else use[1:])
 
 
 def push(options: argparse.Namespace, modal: Any) -> None:
     """Bring a run from here to the volume, where `modal_deploy.py --resume` goes on with it."""
-    if not (options.folder / "config.yaml").is_file():
-        near = [path.parent.name for path in options.folder.parent.glob("*/config.yaml")]
-        raise CheckpointError(f"there is no run {options.folder}{suggestion(options.run, near)}")
+    home = find_folder(options, open_runs(modal))
+    if not (home / "config.yaml").is_file():
+        near = [path.parent.name for path in home.parent.glob("*/config.yaml")]
+        raise CheckpointError(f"there is no run {home}{suggestion(options.run, near)}")
     volume = open_runs(modal, create=True)
     if options.run in list_runs(volume):
         found = look(modal, volume, options.run)[2]
@@ -146,9 +166,9 @@ def push(options: argparse.Namespace, modal: Any) -> None:
             raise CheckpointError(
                 f"the run {options.run} is {found.state} on Modal ({found.detail}): stop it first, two would write it"
             )
-    step = push_run(volume, options.folder, options.checkpoints, say, force=options.force)
+    step = push_run(volume, home, options.checkpoints, say, force=options.force)
     print(f"{options.run} on Modal: {'no checkpoint' if step is None else f'step {step:,}'}")
-    config = shlex.quote(str(options.folder / "config.yaml"))
+    config = shlex.quote(str(home / "config.yaml"))
     say_next([f"modal run modal/modal_deploy.py --config {config} --resume"])
 
 
@@ -162,9 +182,12 @@ def stop(options: argparse.Namespace, modal: Any) -> None:
         call = modal.FunctionCall.from_id(call_id)
         remote_status.stop(call, lambda: remote_state(volume, options.run), patience_seconds=options.wait)
         state, _, found = look(modal, volume, options.run)
+    elif not found.is_over:
+        app = (state.launch or {}).get("app_id")
+        raise BackendError(f"the call of {options.run} is not known; to end it without waiting: modal app stop {app}")
     saved = "nothing is saved" if state.newest_step is None else f"step {state.newest_step:,} is saved"
     print(f"{options.run}: {found.state}; {saved}")
-    say_next(remote_status.next_commands(options.run, found, state.launch))
+    say_next_of(options, volume, found, state.launch)
 
 
 def ls(options: argparse.Namespace, modal: Any) -> None:
@@ -175,7 +198,8 @@ def ls(options: argparse.Namespace, modal: Any) -> None:
     if not lines:
         print("there are no runs on Modal yet; to start one: modal run modal/modal_deploy.py --config X.yaml")
         return
-    Console(width=None if sys.stdout.isatty() else 180).print(remote_status.table_of(lines))
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    console.print(remote_status.table_of(lines, console.width))
 
 
 def generation_arguments(options: argparse.Namespace) -> list[str]:
@@ -194,7 +218,9 @@ def generation_arguments(options: argparse.Namespace) -> list[str]:
 
 def generate(options: argparse.Namespace, modal: Any) -> int:
     """Continue a prompt with a run's checkpoint, on a GPU there."""
-    known_run(modal, options.run)
+    launch = remote_state(known_run(modal, options.run), options.run).launch
+    sys.path.append(os.getcwd())  # As `modal run` does: a model of a person's own lies beside the config.
+    os.environ["PIPPIN_IMAGE"] = remote_status.image_settings(launch, options.cuda)
     import modal_deploy  # A sibling: the folder of a script is on the path.
 
     with modal.enable_output(), modal_deploy.app.run():

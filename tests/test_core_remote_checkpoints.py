@@ -8,7 +8,7 @@ import pytest
 
 from core.checkpoint import ASIDE
 from core.remote_checkpoints import INCOMING
-from core.remote_transfer import Which, pull_run, push_run
+from core.remote_transfer import Which, pull_run, push_run, refuse_another_life
 from tests.folder_volume import FolderVolume
 from tests.travelling_runs import manifest, pointed, resumed, steps_of, tree, write_run
 from utils.errors import CheckpointError
@@ -44,7 +44,7 @@ def lives(case: str, source: Path, target: Path) -> str:
         return "run is at step 30 .* and at step 20 "
     if case == "other contents":
         write_run(target, 10, 20, life=0.5)
-        return "step 20 of run .* is another one than"
+        return "step 10 of run .* is another one than"
     if case == "other config":
         write_run(target, 10, optimizer={"learning_rate": 0.5})
         return "the config of run differs in optimizer.learning_rate: .* there, .* here"
@@ -197,7 +197,7 @@ def test_latest_names_no_damaged_checkpoint(volume: FolderVolume, home: Path, th
 
 
 def test_what_a_killed_replacement_left_aside_is_in_nobodys_way(volume: FolderVolume, home: Path, there: Path) -> None:
-    write_run(home, 10, life=0.5)
+    write_run(home, 10, note="evaluated")
     write_run(there, 10, 20)
     left = home / "checkpoints" / f"{ASIDE}step_00000010"
     shutil.copytree(home / "checkpoints" / "step_00000010", left)
@@ -230,3 +230,117 @@ def test_a_run_that_deletes_what_is_being_fetched_is_read_again(
     with pytest.raises(CheckpointError, match="deletes its checkpoints faster than they come"):
         pull_run(volume, home, "last", silent)
     assert tree(home) == before
+
+
+def parted(case: str, source: Path, target: Path) -> str:
+    """Two lives that went on from one checkpoint, the target's behind; what is said of them."""
+    write_run(target, 10, 20)
+    shutil.copytree(target, source)
+    if case == "a step of both":
+        write_run(target, 30, 40, 50, life=0.5)
+        write_run(source, 30, 40, 50, 60, keep=3)
+        return "step 40 of run .* is another one than"
+    write_run(target, 30, 40, 50, life=0.5, keep=4)
+    if case == "no step of both":
+        write_run(source, 60, keep=1)
+    else:
+        write_run(source, 60, keep=3)  # Both still have step 20, from where on they are two.
+    end = ("on the volume", "here") if "volume" in target.parts else ("here", "on the volume")
+    return f"run is another run {end[0]} than {end[1]}: at step 21 the loss was 21.5 {end[0]}, 21.0 {end[1]}"
+
+
+@pytest.mark.parametrize("case", ["a step of both", "no step of both", "an earlier step of both"])
+@pytest.mark.parametrize("which", ["last", "none"])
+@pytest.mark.parametrize("transfer", [push_run, pull_run])
+def test_two_lives_are_not_mixed_although_one_is_ahead(
+    transfer: Transfer, which: Which, case: str, volume: FolderVolume, home: Path, there: Path, tmp_path: Path
+) -> None:
+    source, target = (home, there) if transfer is push_run else (there, home)
+    message = parted(case, source, target)
+    before = tree(target)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        transfer(volume, home, which, silent)
+    assert len(raised.value.problems) == 2
+    assert tree(target) == before
+    transfer(volume, home, which, silent, force=True)
+    if which == "last":
+        assert set(steps_of(target)) <= set(steps_of(source)), "nothing of the other life stays"
+        assert resumed(target, tmp_path / "scratch") == 60
+
+
+@pytest.mark.parametrize("transfer", [push_run, pull_run])
+def test_an_older_end_of_two_lives_is_told_not_to_be_brought_first(
+    transfer: Transfer, volume: FolderVolume, home: Path, there: Path
+) -> None:
+    source, target = (home, there) if transfer is push_run else (there, home)
+    parted("a step of both", target, source)
+    with pytest.raises(CheckpointError, match="step 40 of run") as raised:
+        transfer(volume, home, "last", silent)
+    assert "it first" not in str(raised.value)
+    with pytest.raises(CheckpointError, match=r"step 40 of run[\s\S]*to keep both, rename one"):
+        refuse_another_life(volume, home, silent)
+
+
+@pytest.mark.parametrize("transfer", [push_run, pull_run])
+def test_a_run_that_goes_on_is_one_run(transfer: Transfer, volume: FolderVolume, home: Path, there: Path) -> None:
+    """Rows behind the last checkpoint come again with other numbers, and a step saved again has another state."""
+    source, target = (home, there) if transfer is push_run else (there, home)
+    write_run(target, 10, 20)
+    shutil.copytree(target, source)
+    with (target / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "train/loss": 99.0}\n{"step": 22, "train/lo')
+    write_run(source, 20, note="evaluated", best=20)
+    assert transfer(volume, home, "last", silent) == 20
+    assert tree(target).items() >= tree(source).items()
+    with (target / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "train/loss": 99.0}\n')
+    write_run(source, 60, 70, keep=1)
+    refuse_another_life(volume, home, silent)
+    assert transfer(volume, home, "last", silent) == 70
+
+
+def test_a_run_that_deletes_what_is_looked_at_is_looked_at_again(
+    volume: FolderVolume, home: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the list of files and the first look at a manifest; metrics alone would leave the old step with them."""
+    write_run(home, 10)
+    shutil.copytree(home, there)
+    write_run(there, 20, keep=1)
+    read_file, counts = volume.read_file, {"left": 1}
+
+    def goes_on(path: str) -> Iterator[bytes]:
+        if path.endswith("step_00000020/MANIFEST.json") and counts["left"]:
+            counts["left"] -= 1
+            write_run(there, 30, keep=1)
+        return read_file(path)
+
+    monkeypatch.setattr(volume, "read_file", goes_on)
+    news: list[str] = []
+    assert pull_run(volume, home, "last", news.append) == 30
+    assert [line for line in news if "looking again" in line or "no checkpoint" in line] == [
+        "the run went on meanwhile and what was being read is gone: looking again"
+    ]
+    before = tree(home)
+    counts["left"] = 1
+    write_run(there, 20, keep=9)
+    manifest(there, 30).unlink()
+    with pytest.raises(CheckpointError, match="the run run is at work on the volume: stop it first"):
+        push_run(volume, home, "last", silent)
+    assert tree(home) == before
+
+
+def test_the_best_of_a_moment_later_is_looked_for_again(
+    volume: FolderVolume, home: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(there, 10, 20, best=10)
+    read_file, counts = volume.read_file, {"left": 1}
+
+    def goes_on(path: str) -> Iterator[bytes]:
+        if path.endswith("BEST") and counts["left"]:
+            counts["left"] -= 1
+            write_run(there, 30, 40, 50, best=30)
+        return read_file(path)
+
+    monkeypatch.setattr(volume, "read_file", goes_on)
+    assert pull_run(volume, home, "best", silent) == 30
+    assert pointed(home) == ("step_00000030", "step_00000030")

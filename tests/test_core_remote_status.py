@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from core.remote import Attempt, Outcome, output_file
 from core.remote_files import RemoteFolder, RemoteState
 from core.remote_status import (
     COLUMNS,
+    LEFT_OUT,
     Call,
     ask,
     cells,
@@ -23,6 +24,8 @@ from core.remote_status import (
     dollars_used,
     explained,
     follow,
+    image_settings,
+    judge,
     last_lines,
     new_text,
     next_commands,
@@ -33,19 +36,14 @@ from core.remote_status import (
     table_of,
 )
 from tests.folder_volume import FolderVolume
-from utils.errors import BackendError
+from utils.errors import BackendError, ConfigError
 
 NOW = 1_700_000_000.0
 LAUNCH = {
-    "call_id": "fc-1",
-    "app_id": "ap-1",
-    "gpu": "A100-80GB",
-    "launched": NOW - 4000,
-    "total_steps": 200,
-    "max_hours": 2.0,
-    "sync_seconds": 20.0,
-    "attempts_before": 0,
-}
+    "call_id": "fc-1", "app_id": "ap-1", "gpu": "A100-80GB", "launched": NOW - 4000, "total_steps": 200,
+    "max_hours": 2.0, "sync_seconds": 20.0, "attempts_before": 0,
+}  # fmt: skip
+LATER = LAUNCH | {"attempts_before": 1}
 CRASHED = Attempt(1, "A100-80GB", NOW - 3900, NOW - 2200, NOW - 2100, "crashed", 0, 80, "killed by SIGKILL\nand so on")
 RUNNING = Attempt(2, "A100-80GB", NOW - 1800, NOW - 10, first_step=80, step=120)
 GOES_ON = Call(is_over=False)
@@ -67,19 +65,21 @@ def state_of(*attempts: Attempt, launch: dict[str, Any] | None = LAUNCH, newest:
 class FakeCall:
     """A `modal.FunctionCall` of which each answer is known."""
 
-    def __init__(self, answers: Iterator[object]) -> None:
-        self._answers = answers
+    def __init__(self, *answers: object) -> None:
+        self._answers = list(answers)
         self.is_cancelled = False
 
     def get(self, timeout: float | None) -> object:
         assert timeout == 0, "a poll may not wait"
-        answer = next(self._answers)
+        answer = self._answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
     def cancel(self) -> None:
         self.is_cancelled = True
+        if self._answers and isinstance(self._answers[0], modal.exception.NotFoundError):
+            raise self._answers[0]
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,8 @@ class FakeCall:
         ([CRASHED._replace(outcome="finished")], LAUNCH, Call(), "finished", True),
         ([CRASHED._replace(outcome="out of hours")], LAUNCH, Call(is_over=True), "out of hours", True),
         # Another launch, whose first attempt has not begun, and one whose call ended before.
-        (
-            [CRASHED._replace(outcome="stopped")],
-            LAUNCH | {"attempts_before": 1},
-            Call(is_over=False),
-            "starting",
-            False,
-        ),
-        ([CRASHED._replace(outcome="stopped")], LAUNCH | {"attempts_before": 1}, Call(is_over=True), "not begun", True),
+        ([CRASHED._replace(outcome="stopped")], LATER, Call(is_over=False), "starting", False),
+        ([CRASHED._replace(outcome="stopped")], LATER, Call(is_over=True), "not begun", True),
         # What the call returned is true whatever the volume shows so far.
         ([RUNNING], LAUNCH, Call(True, Outcome("finished", 0, 200, "")), "finished", True),
         ([], LAUNCH, Call(True, Outcome("refused", 2, 0, "bad key")), "refused", True),
@@ -137,8 +131,7 @@ def test_the_detail_says_what_happened_and_what_follows() -> None:
 
 
 def test_only_the_attempts_of_the_newest_launch_count_for_its_state() -> None:
-    later = state_of(CRASHED, RUNNING, launch=LAUNCH | {"attempts_before": 1})
-    assert current_attempts(later) == [RUNNING]
+    assert current_attempts(state_of(CRASHED, RUNNING, launch=LATER)) == [RUNNING]
     assert current_attempts(state_of(CRASHED, RUNNING)) == [CRASHED, RUNNING]
     assert current_attempts(state_of(CRASHED, launch=None)) == [CRASHED]
 
@@ -151,6 +144,7 @@ def test_only_the_attempts_of_the_newest_launch_count_for_its_state() -> None:
         ({"of": "another version"}, Call(is_over=True)),
         (None, Call(is_over=True)),
         (RuntimeError("attempt 3 crashed\nmore"), Call(is_over=True, message="attempt 3 crashed")),
+        (RuntimeError("3 crashed, the last:\nkilled\nmore"), Call(is_over=True, message="3 crashed, the last: killed")),
         (RuntimeError(), Call(is_over=True, message="RuntimeError")),
         (modal.exception.FunctionTimeoutError("took 24 h"), Call(is_over=True, message="took 24 h")),
         (modal.exception.RemoteError("terminated"), Call(is_over=True, message="terminated")),
@@ -160,14 +154,14 @@ def test_only_the_attempts_of_the_newest_launch_count_for_its_state() -> None:
     ],
 )
 def test_modal_is_asked_what_became_of_a_call(answer: object, call: Call) -> None:
-    assert ask(FakeCall(iter([answer]))) == call
+    assert ask(FakeCall(answer)) == call
 
 
-@pytest.mark.parametrize("name", ["AuthError", "ConnectionError", "ServiceError", "PermissionDeniedError"])
+@pytest.mark.parametrize("name", ["AuthError", "ConnectionError", "ServiceError", "VolumeUploadTimeoutError"])
 def test_trouble_on_the_way_is_one_line_and_says_nothing_about_the_run(name: str) -> None:
     error = getattr(modal.exception, name)("token rejected\ndetails")
     with pytest.raises(BackendError, match=r"^Modal: token rejected; the run there is not touched$"), explained():
-        ask(FakeCall(iter([error])))
+        ask(FakeCall(error))
     with pytest.raises(ZeroDivisionError), explained():
         raise ZeroDivisionError
 
@@ -195,8 +189,7 @@ def test_status_shows_figures_attempts_and_cost() -> None:
 
 
 def test_status_of_a_run_that_only_lies_there() -> None:
-    lines = shown(RemoteState(True, 1200, None, None, []), Call(), b"")
-    assert lines == {
+    assert shown(RemoteState(True, 1200, None, None, []), Call(), b"") == {
         "run": "a-run",
         "state": "here only (its files lie on the volume; no call has been made)",
         "step": "1,200",
@@ -214,11 +207,13 @@ def test_many_attempts_are_summed_but_for_the_last() -> None:
 def test_a_message_of_several_lines_stays_in_its_row() -> None:
     refused = Call(True, Outcome("refused", 2, 0, "one key\nanother key"))
     assert shown(state_of(), refused)["state"] == "refused (one key; another key)"
+    failed = shown(state_of(CRASHED._replace(outcome="failed", message="3 crashed; the last:\nkilled\nlog")), Call())
+    assert failed["state"] == "failed (3 crashed; the last: killed; log)"
+    assert failed["attempt 1"] == "failed, step 0 to 80, 30:00 on A100-80GB", "what was said is not said again"
 
 
 def test_hours_of_the_launch_are_those_of_its_attempts() -> None:
-    launch = LAUNCH | {"attempts_before": 1}
-    assert "; 0.50 of at most 2.00 hours in this launch" in shown(state_of(CRASHED, RUNNING, launch=launch))["used"]
+    assert "; 0.50 of at most 2.00 hours in this launch" in shown(state_of(CRASHED, RUNNING, launch=LATER))["used"]
     assert "at most" not in shown(state_of(CRASHED, launch=LAUNCH | {"max_hours": None}))["used"]
 
 
@@ -268,12 +263,14 @@ def test_torn_rows_count_for_nothing() -> None:
     ],
 )
 def test_what_to_type_next_fits_the_state(attempts: list[Attempt], call: Call, first_words: list[str]) -> None:
-    state = state_of(*attempts)
-    commands = next_commands("my run", condition(state, call, NOW), state.launch)
+    state, config = state_of(*attempts), Path("my runs/my run/config.yaml")
+    found = condition(state, call, NOW)
+    commands = next_commands("my run", found, state.launch, config)
+    assert next_commands("my run", found, state.launch, None) == [each for each in commands if "--config" not in each]
     prefixes = {"app": "modal app logs ap-1 --follow", "again": "modal run modal/modal_deploy.py --config "}
     expected = [prefixes.get(word, f"python modal/modal_client.py {word} --run 'my run'") for word in first_words]
     assert [command[: len(begin)] for command, begin in zip(commands, expected, strict=True)] == expected
-    assert all("my run" not in command.replace("'my run'", "").replace("'runs/my run/", "") for command in commands)
+    assert all("my run" not in command.replace("'my run'", "").replace(f"'{config}'", "") for command in commands)
 
 
 def test_the_table_has_a_cell_for_each_column_and_takes_names_as_they_are() -> None:
@@ -283,23 +280,38 @@ def test_the_table_has_a_cell_for_each_column_and_takes_names_as_they_are() -> N
     empty = state_of(launch=None, newest=None)
     bare = cells("pushed", empty, [], condition(empty, Call(), NOW), NOW)
     assert bare == ["pushed", "here only", "0", "-", "-", "0", "0.00", "-", "-"]
-    screen = io.StringIO()
-    Console(file=screen, width=180).print(table_of([line, bare]))
-    assert screen.getvalue().splitlines()[0].split("  ")[0] == COLUMNS[0]
-    assert "[red]odd" in screen.getvalue()
+    for width, left_out in ((180, []), (60, ["attempts", "hours", "GPU", "last sign of life"]), (40, LEFT_OUT)):
+        screen = io.StringIO()
+        Console(file=screen, width=width).print(table_of([line, bare], width))
+        kept = [place for place, name in enumerate(COLUMNS) if name not in left_out]
+        for text, row in zip(screen.getvalue().splitlines(), (COLUMNS, line, bare), strict=True):
+            assert re.split("  +", text.strip()) == [row[place] for place in kept]
 
 
-@pytest.mark.parametrize(
-    ("seen", "text", "new"),
-    [
-        ("", "a\n", "a\n"),
-        ("a\n", "a\n", ""),
-        ("a\nb", "a\nbc\nd\n", "c\nd\n"),
-        ("of another run\n", "a\n", "a\n"),
-    ],
-)
-def test_only_what_is_new_is_shown(seen: str, text: str, new: str) -> None:
-    assert new_text(seen, text) == new
+def test_a_launch_that_broke_off_before_its_call_is_noted_does_not_start_for_ever() -> None:
+    """`judge` has nobody to ask; the container, if there is one, is heard of."""
+    broken = LAUNCH | {"call_id": None}
+    for attempts, launched, state in (
+        ([], NOW - 500, "starting"), ([], NOW - 700, "not begun"), ([RUNNING], 0, "running"),
+        ([RUNNING._replace(seen=NOW - 500)], 0, "silent"), ([RUNNING._replace(seen=NOW - 700)], 0, "gave up"),
+    ):  # fmt: skip
+        assert judge(None, state_of(*attempts, launch=broken | {"launched": launched}), NOW).state == state
+
+
+def test_another_call_gets_the_image_of_the_launch() -> None:
+    assert json.loads(image_settings(None, None)) == {"cuda": "12", "own_modules": []}
+    launch = LAUNCH | {"cuda": "13", "own_modules": ["json"]}
+    assert json.loads(image_settings(launch, None)) == {"cuda": "13", "own_modules": ["json"]}
+    assert json.loads(image_settings(launch, "12"))["cuda"] == "12"
+    with pytest.raises(ConfigError, match="the run needs no_such, which cannot be imported here"):
+        image_settings({"own_modules": ["json", "no_such"]}, None)
+
+
+def test_only_what_is_new_is_shown() -> None:
+    assert new_text("", "a\n") == "a\n"
+    assert new_text("a\n", "a\n") == ""
+    assert new_text("a\nb", "a\nbc\nd\n") == "c\nd\n"
+    assert new_text("of another run\n", "a\n") == "a\n"
 
 
 def test_half_a_letter_at_the_end_waits_for_its_other_half(tmp_path: Path) -> None:
@@ -343,8 +355,7 @@ def test_following_asks_whether_it_is_over_before_it_reads() -> None:
 
 def stopped_by(states: list[RemoteState], answers: list[object], patience: int = 60) -> tuple[RemoteState, int]:
     """What `stop` ends with when the volume shows these states, one a poll, and how often it waited."""
-    call, waits = FakeCall(iter(answers)), []
-    shown_states = iter(states)
+    call, waits, shown_states = FakeCall(*answers), [], iter(states)
 
     def look() -> RemoteState:
         assert call.is_cancelled, "the state of before says nothing"
@@ -372,7 +383,7 @@ SAVED = state_of(RUNNING._replace(outcome="stopped", ended=NOW, step=126), newes
         # Modal says that it is over while the container is still saving.
         ([state_of(RUNNING), SAVED], [], 1),
         # An attempt of an earlier launch is no answer.
-        ([state_of(CRASHED._replace(outcome="stopped"), launch=LAUNCH | {"attempts_before": 1})], [CANCELLED], 0),
+        ([state_of(CRASHED._replace(outcome="stopped"), launch=LATER)], [CANCELLED], 0),
     ],
 )
 def test_stopping_waits_until_it_is_saved(states: list[RemoteState], answers: list[object], num_waits: int) -> None:

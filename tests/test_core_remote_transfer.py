@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.checkpoint import put_back
-from core.remote_transfer import Which, pull_run, push_run
+from core.remote_transfer import Which, folder_here, pull_run, push_run
 from core.run import acquire_lock
 from tests.folder_volume import FolderVolume, Lost
 from tests.travelling_runs import pointed, resumed, rows, steps_of, tree, write_run
@@ -203,7 +203,7 @@ def test_wherever_the_connection_breaks_nothing_is_lost(
     source, target, copies = *((home, there) if transfer is push_run else (there, home)), tmp_path / "copies"
     write_run(target, 10, 20, best=10)
     shutil.copytree(target, source)
-    write_run(source, 20, best=20, life=0.5)  # Saved again with what an evaluation added, so its files are others.
+    write_run(source, 20, best=20, note="evaluated")
     write_run(source, 30, 40)
     for path in (source, target):
         shutil.copytree(path, copies / path.parent.name)
@@ -219,7 +219,7 @@ def test_wherever_the_connection_breaks_nothing_is_lost(
     assert steps_of(target) == [10, 20, 30, 40]
     for _ in break_everywhere(volume, start, lambda: transfer(volume, home, "all", silent)):
         step = resumed(target, tmp_path / "scratch")
-        assert step in ((20, 20.5, 30, 40, 10) if transfer is push_run else (20,))
+        assert step in ((20, 30, 40, 10) if transfer is push_run else (20,))
         assert tree(source) == tree(copies / source.parent.name)
         latest, best = pointed(target)
         assert (latest, best) == ("step_00000020", "step_00000010") or transfer is push_run
@@ -263,9 +263,9 @@ def test_wherever_a_pull_is_killed_while_it_installs_nothing_is_lost(
 ) -> None:
     write_run(there, 10, 20, best=20)
     shutil.copytree(there, home)
-    write_run(home, 20, life=0.5)
+    write_run(home, 20, note="evaluated")
     if force:
-        write_run(home, 30, 60, life=0.5)
+        write_run(home, 20, 30, 60, life=0.5)
     write_run(there, 30, 40)
     shutil.copytree(home, tmp_path / "before")
     count = {"now": 0, "kill": 0}
@@ -303,3 +303,71 @@ def test_wherever_a_pull_is_killed_while_it_installs_nothing_is_lost(
                 break
             expected = tree(home)
     assert number > 10
+
+
+def test_a_run_started_anew_replaces_all_of_the_old_one(volume: FolderVolume, home: Path, there: Path) -> None:
+    """Nothing in steps, contents or losses says that the two are not one."""
+    write_run(home, 10, 20, best=10)
+    (home / "plots").mkdir()
+    (home / "plots" / "old.png").write_bytes(b"png")
+    write_run(there, 5, 15, 25, 35)
+    assert pull_run(volume, home, "last", silent, replace=True) == 35
+    assert steps_of(home) == [35]
+    assert pointed(home) == ("step_00000035", "")
+    assert not (home / "plots" / "old.png").exists()
+    write_run(home, 45, best=45)
+    news: list[str] = []
+    assert pull_run(volume, home, "none", news.append, replace=True) == 35
+    assert steps_of(home) == [35]
+    assert pointed(home) == ("step_00000035", "")
+    assert rows(home) == rows(there)
+    assert not any("best" in line for line in news)
+
+
+def test_a_forced_push_leaves_no_best_of_the_other_life(volume: FolderVolume, home: Path, there: Path) -> None:
+    write_run(home, 10, 20)
+    write_run(there, 10, 20, 30, best=30, life=0.5)
+    news: list[str] = []
+    assert push_run(volume, home, "last", news.append, force=True) == 20
+    assert pointed(there) == ("step_00000020", "")
+    assert not any("best" in line for line in news)
+
+
+def test_without_checkpoints_the_best_here_stays_the_best(volume: FolderVolume, home: Path, there: Path) -> None:
+    write_run(home, 10, 20, best=10)
+    push_run(volume, home, "all", silent)
+    write_run(there, 30, best=30)
+    news: list[str] = []
+    assert pull_run(volume, home, "none", news.append) == 20
+    assert pointed(home) == ("step_00000020", "step_00000010")
+    brings = f"python modal/modal_client.py pull --run {home} --checkpoints best"
+    assert f"the best checkpoint, step_00000030, is not here; to bring it: {brings}" in news
+    assert pull_run(volume, home, "last", silent) == 30
+    assert pointed(home) == ("step_00000030", "step_00000030")
+
+
+def test_without_a_best_one_the_newest_is_named(volume: FolderVolume, home: Path, there: Path) -> None:
+    write_run(there, 10)
+    news: list[str] = []
+    assert pull_run(volume, home, "best", news.append) is None
+    (line,) = [line for line in news if "no best checkpoint on the volume" in line]
+    assert line.endswith("to bring the newest, step 10: python modal/modal_client.py pull --run run")
+    news.clear()
+    shutil.rmtree(there / "checkpoints")
+    pull_run(volume, home, "best", news.append)
+    assert "there is no checkpoint on the volume yet" in news
+
+
+def test_a_run_lies_where_its_config_says_or_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "kept", 10)
+    config = (tmp_path / "kept" / "config.yaml").read_bytes().replace(b"out_dir: runs", b"out_dir: elsewhere")
+    assert folder_here("run", config) == Path("elsewhere/run")
+    write_run(tmp_path / "runs" / "run", 10)
+    assert folder_here("run", config) == Path("runs/run"), "it was brought there"
+    write_run(tmp_path / "elsewhere" / "run", 10)
+    assert folder_here("run", config) == Path("elsewhere/run")
+    for unknown in (None, b"", b"{", b"\xff", b"name: run\n", b"- 1\n", b"out_dir: [1]\n"):
+        assert folder_here("new", unknown) == Path("runs/new")
+    for there, here in ((tmp_path / "elsewhere", tmp_path / "elsewhere"), (tmp_path / "of_another", Path("runs"))):
+        assert folder_here("new", f"out_dir: {there}\n".encode()) == here / "new"

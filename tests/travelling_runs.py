@@ -26,10 +26,13 @@ from core.run import OWN_FILES
 from tests.tiny_run import tiny_config
 
 
-def write_run(folder: Path, *steps: int, best: int | None = None, life: float = 0.0, **changes: Any) -> Path:
-    """Let the run in `folder` save `steps` and keep the last two and the best.
+def write_run(
+    folder: Path, *steps: int, best: int | None = None, life: float = 0.0, note: str = "", keep: int = 2, **changes: Any
+) -> Path:
+    """Let the run in `folder` save `steps` and keep the last two, or `keep`, and the best.
 
-    `life`: stands in the weights, so that two lives of one run have other contents at the same step.
+    `life`: stands in weights and losses, so that two lives of one run have others at the same step; `note`: stands in
+    the state, as what an evaluation adds to a step that is saved again.
     """
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer" / "tokenizer.json").write_text(f'{{"life": {life}}}')
@@ -41,21 +44,22 @@ def write_run(folder: Path, *steps: int, best: int | None = None, life: float = 
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (folder / name).open("a") as file:
             file.writelines(
-                json.dumps({"step": step, "life": life}) + "\n" for step in range(first, max(steps, default=0) + 1)
+                json.dumps({"step": step, "train/loss": step + life}) + "\n"
+                for step in range(first, max(steps, default=0) + 1)
             )
     with (folder / "log.txt").open("a") as file:
         file.write(f"saved {steps}\n")
     for step in steps:
-        snapshot = snapshot_of(step, life, is_best=step == best)
-        write_checkpoint(folder / "checkpoints", snapshot, folder / "tokenizer", keep_last=2)
+        snapshot = snapshot_of(step, life, note, is_best=step == best)
+        write_checkpoint(folder / "checkpoints", snapshot, folder / "tokenizer", keep_last=keep)
     return folder
 
 
-def snapshot_of(step: int, life: float, *, is_best: bool) -> Snapshot:
+def snapshot_of(step: int, life: float, note: str, *, is_best: bool) -> Snapshot:
     """Weights full of the step."""
     weights = {"model.norm.weight": np.full((3, 5), step + life, np.float32)}
     moments = {"optimizer.step": np.array(step, np.uint64)}
-    return Snapshot(step, weights, moments, None, {"step": step}, {"model_type": "llama"}, is_best)
+    return Snapshot(step, weights, moments, None, {"step": step, "note": note}, {"model_type": "llama"}, is_best)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
