@@ -5,10 +5,13 @@ volume to the local disk, go on from the newest whole checkpoint or else start, 
 bring what it saved to the volume again and again. Training never writes to the volume itself, because a volume can
 neither be committed nor reloaded while a file on it is open. What no further attempt would change is returned; what one
 may change is raised, so that the function is retried; an interrupt is passed on after saving, so that the input is
-rescheduled. To change when an attempt counts as hopeless, edit `is_stuck`.
+rescheduled. The next attempt may begin while this one still saves: from then on this one leaves the run alone. To
+change when an attempt counts as hopeless, edit `is_stuck`.
 """
 
+import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -17,20 +20,24 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from core.remote import (
+    ATTEMPT_FILE,
     DATA_MOUNT,
     RUNS_MOUNT,
+    STATE,
     Attempt,
     Order,
     Outcome,
     attempt_file,
-    attempts_in,
     mounted,
     newest_step,
+    numbered,
     output_file,
+    read_attempt,
     write_attempt,
 )
 from core.remote_child import Child, explain_exit
 from core.remote_mirror import mirror, restore
+from utils.cli import warn
 from utils.errors import UserError
 
 POLL_SECONDS = 0.2
@@ -40,7 +47,13 @@ SAVE_SECONDS = 600.0
 """Left for saving where nobody is about to kill the container."""
 HOPELESS = 3
 """Crashes in a row at one step after which a further attempt would only cost money."""
-ASKED_TO_STOP = (130, 143)
+MOST_FAILED_SYNCS = 5
+"""So often in a row the volume may fail before training is ended for it."""
+PAUSES = (1.0, 2.0)
+"""Seconds before what must be brought is tried again."""
+SAVED = (130, 143)
+"""Exit codes of a training that was asked to stop, and has saved."""
+EXIT_CODES = {"finished": 0, "refused": 2, "failed": 1, "stopped": 130, "out of hours": 130}
 SMOKE = ".smoke"
 
 
@@ -65,7 +78,7 @@ class Desk:
         self.order, self.runs = order, runs
         self.folder = mounted(RUNS_MOUNT) / order.name
         runs.reload()
-        self.attempts = attempts_in(self.folder)
+        self.attempts = [self.read(name) for name in self.noted().values()]
 
     @property
     def now(self) -> Attempt:
@@ -76,6 +89,19 @@ class Desk:
     def of_this_launch(self) -> list[Attempt]:
         """The attempts that this order led to."""
         return self.attempts[self.order.attempts_before :]
+
+    def noted(self) -> dict[int, str]:
+        """The files of all attempts that the mount shows, by number, in order."""
+        return numbered((f"{STATE}/{path.name}" for path in self.folder.glob(f"{STATE}/*")), ATTEMPT_FILE)
+
+    def read(self, name: str) -> Attempt:
+        """An attempt's file. Of one that is half written, or another version's, only the number is known."""
+        try:
+            return read_attempt((self.folder / name).read_text("utf-8"))
+        except (ValueError, TypeError, LookupError) as error:
+            warn(f"{name} on the volume cannot be read: {type(error).__name__}: {error}")
+            (number,) = numbered([name], ATTEMPT_FILE)
+            return Attempt(number, "", 0.0, 0.0)
 
     def begin(self) -> None:
         """Add an entry for a new attempt."""
@@ -99,15 +125,27 @@ class Desk:
         temporary.replace(file)
         self.runs.commit()
 
-    def end(self, outcome: str, exit_code: int, message: str) -> Outcome:
+    def end(self, outcome: str, message: str) -> Outcome:
         """Close the entry; what the call returns."""
         self.note(outcome=outcome, ended=time.time(), message=message)
-        return Outcome(outcome, exit_code, self.now.step, message)
+        return result_of(self.now)
+
+    def make_way(self) -> None:
+        """Look whether another attempt took over: close the entry then, and raise TryAgainError."""
+        self.runs.reload()
+        newest = max(self.noted(), default=0)
+        if newest > self.now.number:
+            raise self.give_back("interrupted", f"attempt {newest} took over")
 
     def give_back(self, outcome: str, message: str) -> TryAgainError:
         """Close the entry; what to raise."""
         self.note(outcome=outcome, ended=time.time(), message=message)
         return TryAgainError(f"attempt {self.now.number} {outcome} at step {self.now.step}: {message}")
+
+
+def result_of(ended: Attempt) -> Outcome:
+    """What the call returns for an attempt that no other follows."""
+    return Outcome(ended.outcome, EXIT_CODES[ended.outcome], ended.step, ended.message)
 
 
 class Place(NamedTuple):
@@ -129,10 +167,14 @@ def attempt(order: Order, runs: Volume, cancelled: type[BaseException], say: Cal
         An end that no further attempt would change: finished, refused, out of hours, failed for good.
 
     Raises:
-        TryAgainError: a crash, or the time of one attempt is over; everything saved is on the volume.
+        TryAgainError: a crash, the time of one attempt is over, or another took over; what was saved is on the volume.
         KeyboardInterrupt: the container was interrupted, after saving; `cancelled` likewise.
     """
+    began = time.monotonic()
     desk = Desk(order, runs)
+    if desk.of_this_launch and desk.now.outcome in EXIT_CODES:
+        say(f"attempt {desk.now.number} of run {order.name} has ended it, but what it returned was lost")
+        return result_of(desk.now)
     left = seconds_left(order, desk.of_this_launch)
     desk.begin()
     say(f"attempt {desk.now.number} of run {order.name} on {order.gpu}, from step {desk.now.step}")
@@ -140,75 +182,94 @@ def attempt(order: Order, runs: Volume, cancelled: type[BaseException], say: Cal
         return out_of_hours(desk)
     place = make_place(order)
     try:
-        return work(desk, place, left, say)
+        return work(desk, place, left, began, say)
     except (KeyboardInterrupt, cancelled) as interrupt:
-        bring(desk, place)
-        desk.note(outcome="stopped" if isinstance(interrupt, cancelled) else "interrupted", ended=time.time())
+        leave(desk, place, "stopped" if isinstance(interrupt, cancelled) else "interrupted")
+        raise
+    except TryAgainError:
         raise
     except UserError as error:
-        return desk.end("refused", 2, "\n".join(error.problems))
-    except OSError as error:
-        return crash(desk, f"cannot bring the run to the volume: {error}")
+        return desk.end("refused", "\n".join(error.problems))
+    except Exception as error:  # Modal's client says RuntimeError when a commit fails; anything may have a cause there.
+        with contextlib.suppress(Exception):
+            bring(desk, place)
+        return crash(desk, f"{type(error).__name__}: {error}")
 
 
-def work(desk: Desk, place: Place, left: float | None, say: Callable[[str], None]) -> Outcome:
+def work(desk: Desk, place: Place, left: float | None, began: float, say: Callable[[str], None]) -> Outcome:
     """Test a new image, restore, train, keep the volume up to date. Raises as `attempt`."""
     order = desk.order
     if (failed := check_image(desk, place)) is not None:
         return failed
     if not (mounted(DATA_MOUNT) / order.data).is_dir():
-        return desk.end("refused", 2, f"the data volume holds no {order.data}: launch again, which uploads it")
-    step = restore(desk.folder, place.run, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
+        return desk.end("refused", f"the data volume holds no {order.data}: launch again, which uploads it")
+    step = restore(desk.folder, place.run, warn)
     say("starting" if step is None else f"going on from step {step}")
     allowed = min(order.attempt_seconds, left if left is not None else float("inf"))
     with Child(training_command(order, place), place.root, place.output, bar_columns=order.bar_columns) as child:
         try:
-            code = watch(child, desk, place, time.monotonic() + allowed)
-        except BaseException:
-            child.interrupt(INTERRUPT_GRACE_SECONDS)
+            code = watch(child, desk, place, began + allowed)
+        except TryAgainError:
+            raise  # Another attempt took over: what this one would save is of no use.
+        except BaseException as error:
+            child.interrupt(INTERRUPT_GRACE_SECONDS if isinstance(error, KeyboardInterrupt) else SAVE_SECONDS)
             raise
         is_over = code is None
         if code is None:
             code = child.interrupt(SAVE_SECONDS)
-    bring(desk, place)
-    if not is_over or code == 0:
-        return conclude(desk, code, list(child.last_errors))
+    bring_surely(desk, place)
+    if not is_over or code in (0, 2):
+        return conclude(desk, child, code)
     if left is not None and left <= order.attempt_seconds:
         return out_of_hours(desk)
-    raise desk.give_back("out of time", f"saved after {order.attempt_seconds / 3600:.3g} hours; going on")
+    hours = f"{order.attempt_seconds / 3600:.3g} hours"
+    if code not in SAVED:
+        said = "killed" if code == -signal.SIGKILL else explain_exit(code)
+        return crash(desk, f"asked to save after {hours}, and did not ({said})")
+    raise desk.give_back("out of time", f"saved after {hours}; going on")
 
 
 def watch(child: Child, desk: Desk, place: Place, deadline: float) -> int | None:
-    """Keep the volume up to date until the child ends; None: it still runs at `deadline` (monotonic seconds)."""
-    next_sync = time.monotonic() + desk.order.sync_seconds
+    """Keep the volume up to date until the child ends; None: it still runs at `deadline` (monotonic seconds).
+
+    A volume that fails once is tried again the next time: training is worth more. Raises what it fails with for good.
+    """
+    failures, next_sync = 0, time.monotonic() + desk.order.sync_seconds
     while (now := time.monotonic()) < deadline:
         code = child.wait(min(POLL_SECONDS, deadline - now))
         if code is not None:
             return code
         if time.monotonic() >= next_sync:
-            bring(desk, place)
-            desk.note()
+            try:
+                bring(desk, place)
+                desk.note()
+                failures = 0
+            except TryAgainError:
+                raise
+            except Exception as error:
+                failures += 1
+                if failures == MOST_FAILED_SYNCS:
+                    raise
+                warn(f"the run was not brought to the volume, the next time it may be: {type(error).__name__}: {error}")
             next_sync = time.monotonic() + desk.order.sync_seconds
     return None
 
 
-def conclude(desk: Desk, code: int, last_errors: list[str]) -> Outcome:
+def conclude(desk: Desk, child: Child, code: int) -> Outcome:
     """What a child's end means for the run. Raises TryAgainError."""
     if code == 0:
-        return desk.end("finished", 0, "")
-    errors = [line.removeprefix("error: ") for line in last_errors if line.startswith("error: ")]
-    if code == 2 and errors:
-        return desk.end("refused", 2, "\n".join(errors))
-    return crash(desk, "\n".join([explain_exit(code), *last_errors]))
+        return desk.end("finished", "")
+    if code == 2 and child.errors:
+        return desk.end("refused", "\n".join(child.errors))
+    return crash(desk, "\n".join([explain_exit(code), *child.last_errors]))
 
 
 def crash(desk: Desk, message: str) -> Outcome:
     """The end of a run that crashes always at the same step. Raises TryAgainError for one that may yet succeed."""
     failure = desk.give_back("crashed", message)
     if is_stuck(desk.of_this_launch):
-        return desk.end(
-            "failed", 1, f"{HOPELESS} attempts in a row crashed at step {desk.now.step}; the last:\n{message}"
-        )
+        crashed = f"{HOPELESS} attempts in a row crashed at step {desk.now.step}"
+        return desk.end("failed", f"{crashed}, this is how the last ended: {message}")
     raise failure
 
 
@@ -227,9 +288,7 @@ def seconds_left(order: Order, attempts: list[Attempt]) -> float | None:
 def out_of_hours(desk: Desk) -> Outcome:
     """The end of a run whose hours are used up: it can be resumed."""
     hours = (desk.order.max_seconds or 0) / 3600
-    return desk.end(
-        "out of hours", 130, f"--max-hours {hours:.3g} is used up; --resume goes on from the last checkpoint"
-    )
+    return desk.end("out of hours", f"--max-hours {hours:.3g} is used up; --resume goes on from the last checkpoint")
 
 
 def make_place(order: Order) -> Place:
@@ -252,12 +311,40 @@ def training_command(order: Order, place: Place) -> list[str]:
 
 
 def bring(desk: Desk, place: Place) -> None:
-    """Bring the run folder and the output to the volume, and make them durable."""
+    """Bring the run folder and the output to the volume, and make them durable.
+
+    Raises TryAgainError when another attempt took over: the run is that one's now.
+    """
+    desk.make_way()
     if (place.run / "config.yaml").is_file():
         mirror(place.run, desk.folder)
     if place.output.is_file():
         shutil.copyfile(place.output, desk.folder / output_file(desk.now.number))
     desk.runs.commit()
+
+
+def bring_surely(desk: Desk, place: Place) -> None:
+    """`bring`, tried again after a pause: nothing comes after it that would make up for it."""
+    for pause in PAUSES:
+        try:
+            bring(desk, place)
+        except TryAgainError:
+            raise
+        except Exception as error:
+            warn(f"the run was not brought to the volume, trying again: {type(error).__name__}: {error}")
+            time.sleep(pause)
+        else:
+            return
+    bring(desk, place)
+
+
+def leave(desk: Desk, place: Place, outcome: str) -> None:
+    """Bring what was saved and close the entry. What fails is only told: the interrupt itself must be passed on."""
+    for last in (lambda: bring_surely(desk, place), lambda: desk.note(outcome=outcome, ended=time.time())):
+        try:
+            last()
+        except Exception as error:
+            warn(f"{type(error).__name__}: {error}")
 
 
 def smoke_command(report: Path) -> list[str]:
@@ -276,7 +363,7 @@ def check_image(desk: Desk, place: Place) -> Outcome | None:
     if code != 0:
         bring(desk, place)
         said = "took too long" if code is None else explain_exit(code)
-        return desk.end("failed", 2, "\n".join([f"this image failed its smoke test ({said}):", *child.last_errors]))
+        return desk.end("failed", "\n".join([f"this image failed its smoke test ({said}):", *child.last_errors]))
     passed.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(report, passed)
     desk.runs.commit()

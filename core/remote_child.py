@@ -6,6 +6,7 @@ Values of secrets are blotted out of every line. To show progress in another way
 """
 
 import collections
+import contextlib
 import os
 import re
 import signal
@@ -21,6 +22,9 @@ from utils.cli import SAVING
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 SHORTEST_SECRET = 8
 NUM_LAST_LINES = 20
+MOST_ERRORS = 200
+ERROR = "error: "
+"""How a line begins that tells a person what to mend (utils/errors.py)."""
 BAR_WIDTH = 24
 CLEAR_LINE = "\x1b[2K"
 KILL_SECONDS = 5.0
@@ -39,6 +43,9 @@ class Child:
         self._writing = threading.Lock()
         self.last_errors: collections.deque[str] = collections.deque(maxlen=NUM_LAST_LINES)
         """What it wrote to stderr last."""
+        self.errors: list[str] = []
+        """Its first lines that begin with `ERROR`, without that: many problems must not push out the first one."""
+        self._has_spoken = self._is_over = False
         # A session of its own: an interrupt of the container is passed on by us alone, and once.
         self._process = subprocess.Popen(
             command,
@@ -66,13 +73,19 @@ class Child:
         with source:
             for raw in source:
                 line = self._without_secrets(raw)
+                self._has_spoken = True
                 if destination is sys.stderr:
-                    self.last_errors.append(line.rstrip("\n"))
+                    self._remember(line.rstrip("\n"))
                 with self._writing:
                     with self._output.open("a", encoding="utf-8") as file:
                         file.write(line)
                     destination.write(moving_bar(line, self._bar_columns) if self._bar_columns else line)
                     destination.flush()
+
+    def _remember(self, line: str) -> None:
+        self.last_errors.append(line)
+        if line.startswith(ERROR) and len(self.errors) < MOST_ERRORS:
+            self.errors.append(line.removeprefix(ERROR))
 
     def _without_secrets(self, line: str) -> str:
         for secret in self._secrets:
@@ -85,21 +98,30 @@ class Child:
         return self._process.pid
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, negative for a signal, once all its lines are passed on; None: it runs after `seconds`."""
+        """Its exit code, negative for a signal, once all its lines are passed on; None: it runs after `seconds`.
+
+        What it started ends with it: a process that was left behind would hold the pipes open for ever.
+        """
         try:
             code = self._process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return None
-        for reader in self._readers:
-            reader.join()
+        if not self._is_over:
+            self._is_over = True
+            self._end_group()
+            for reader in self._readers:
+                reader.join(KILL_SECONDS)
         return code
 
     def interrupt(self, grace_seconds: float) -> int:
         """Ask it to save and end; kill it when it has not within `grace_seconds`. Its exit code.
 
         A signal that was meant for all of a container has reached it already, and a second one would end it at once.
+        One that has not said a word is still loading its modules: it has nothing to save, and would leave a traceback.
         """
         if self.wait(SETTLE_SECONDS) is None and not any(SAVING in line for line in self.last_errors):
+            if not self._has_spoken:
+                self.kill()
             self._process.send_signal(signal.SIGINT)
         code = self.wait(grace_seconds)
         if code is None:
@@ -109,9 +131,13 @@ class Child:
 
     def kill(self) -> None:
         """End it and all it started at once, if it still runs."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._is_over:
+            self._end_group()
         self.wait(KILL_SECONDS)
+
+    def _end_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # Nothing is left of it; macOS: only zombies.
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def module_folders() -> list[str]:

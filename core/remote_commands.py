@@ -5,6 +5,7 @@ To run another of the project's commands there, write a function beside these an
 
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,35 +13,44 @@ from core.remote import RUNS_MOUNT, mounted
 from core.remote_attempt import Volume
 from core.remote_child import Child, explain_exit
 from core.remote_mirror import restore
+from utils.cli import warn
+from utils.errors import UserError
 
-LONGEST_SECONDS = 3600.0
+SMOKE_SECONDS, GENERATION_SECONDS = 540.0, 3480.0
+"""For all of it, a minute less than the timeouts in modal/modal_deploy.py: what takes too long is said, not cut off."""
 
 
 def run_smoke() -> int:
     """`python -m core.smoke`; its exit code."""
-    return run([sys.executable, "-m", "core.smoke"], Path(tempfile.gettempdir()))
+    deadline = time.monotonic() + SMOKE_SECONDS
+    return run([sys.executable, "-m", "core.smoke"], Path(tempfile.gettempdir()), deadline)
 
 
 def run_generation(runs: Volume, name: str, arguments: Sequence[str]) -> int:
     """`python -m core.generation` on the newest checkpoint of run `name`; its exit code, 2 when there is none."""
+    deadline = time.monotonic() + GENERATION_SECONDS
     runs.reload()
-    kept = mounted(RUNS_MOUNT) / name
     root = Path(tempfile.mkdtemp())
-    step = (
-        restore(kept, root / name, warn=lambda line: print(f"warning: {line}", file=sys.stderr))
-        if kept.is_dir()
-        else None
-    )
+    try:
+        step = restore(mounted(RUNS_MOUNT) / name, root / name, warn)
+    except UserError as error:
+        print("\n".join(f"error: {line}" for line in error.problems), file=sys.stderr)
+        return 2
     if step is None:
         print(f"error: run {name} has no checkpoint on Modal", file=sys.stderr)
         return 2
-    return run([sys.executable, "-m", "core.generation", "--run", str(root / name), *arguments], root)
+    return run(generation_command(root / name, arguments), root, deadline)
 
 
-def run(command: list[str], folder: Path) -> int:
-    """Run a command to its end, its lines passed on; its exit code, 1 when a signal ended it."""
+def generation_command(run_folder: Path, arguments: Sequence[str]) -> list[str]:
+    """What writes the text."""
+    return [sys.executable, "-m", "core.generation", "--run", str(run_folder), *arguments]
+
+
+def run(command: list[str], folder: Path, deadline: float) -> int:
+    """Run a command to its end, its lines passed on; its exit code, 1 when a signal or `deadline` ended it."""
     with Child(command, folder, folder / "output.txt") as child:
-        code = child.wait(LONGEST_SECONDS)
+        code = child.wait(max(0.0, deadline - time.monotonic()))
     if code is None or code < 0:
         print("error: took too long" if code is None else f"error: {explain_exit(code)}", file=sys.stderr)
         return 1

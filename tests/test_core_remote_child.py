@@ -32,6 +32,13 @@ def test_only_the_last_errors_are_kept(tmp_path: Path) -> None:
     assert list(child.last_errors) == [str(number) for number in range(80, 100)]
 
 
+def test_all_errors_are_kept_beside_them(tmp_path: Path) -> None:
+    script = "import sys; [print('error: bad', number, file=sys.stderr) for number in range(250)]"
+    _, child = run(f"{script}; print('no error: x', file=sys.stderr)", tmp_path)
+    assert child.errors == [f"bad {number}" for number in range(200)]
+    assert child.last_errors[-1] == "no error: x"
+
+
 def test_bytes_that_are_no_text_do_not_stop_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, _ = run("import sys; sys.stdout.buffer.write(b'\\xff\\n')", tmp_path)
     assert code == 0
@@ -51,14 +58,23 @@ def test_values_of_secrets_are_blotted_out(
 
 
 def test_an_interrupt_lets_it_save_and_a_deaf_one_is_killed(tmp_path: Path) -> None:
-    ready = "open('ready', 'w').close()"
-    saves = f"import signal, sys, time; signal.signal(2, lambda *_: sys.exit(130)); {ready}; time.sleep(60)"
-    deaf = f"import signal, time; signal.signal(2, signal.SIG_IGN); {ready}; time.sleep(60)"
+    saves = "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(130)); print('ready'); time.sleep(60)"
+    deaf = "import signal, time; signal.signal(2, signal.SIG_IGN); print('ready'); time.sleep(60)"
     for script, grace, expected in ((saves, 20.0, 130), (deaf, 0.1, -9)):
         with Child([sys.executable, "-c", script], tmp_path, tmp_path / "output.txt") as child:
-            wait_for(tmp_path / "ready")
+            wait_for(tmp_path / "output.txt")
             assert child.interrupt(grace) == expected
-        (tmp_path / "ready").unlink()
+        (tmp_path / "output.txt").unlink()
+
+
+def test_a_child_that_still_loads_is_ended_without_a_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = "import time; open('ready', 'w').close(); time.sleep(60)"
+    with Child([sys.executable, "-c", script], tmp_path, tmp_path / "output.txt") as child:
+        wait_for(tmp_path / "ready")
+        assert child.interrupt(20.0) == -9
+    assert capfd.readouterr().err == ""
 
 
 def test_a_child_that_saves_already_is_not_told_twice(tmp_path: Path) -> None:
@@ -89,6 +105,20 @@ def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_alive(pid)
+
+
+def test_what_it_leaves_behind_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """A data worker of a training that was killed holds its pipes."""
+    other = "['sh', '-c', 'sleep 10; touch outlived']"
+    code, _ = run(f"import subprocess, sys; subprocess.Popen({other}); print('last'); sys.exit(3)", tmp_path)
+    assert code == 3
+    assert not (tmp_path / "outlived").exists()
+    assert (tmp_path / "output.txt").read_text() == "last\n"
+
+
+def test_a_signal_for_the_container_is_not_one_for_the_child(tmp_path: Path) -> None:
+    with Child([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, tmp_path / "output.txt") as child:
+        assert os.getsid(child.pid) == child.pid != os.getsid(0)
 
 
 def is_alive(pid: int) -> bool:
