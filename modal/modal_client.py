@@ -219,7 +219,6 @@ def generation_arguments(options: argparse.Namespace) -> list[str]:
 def generate(options: argparse.Namespace, modal: Any) -> int:
     """Continue a prompt with a run's checkpoint, on a GPU there."""
     launch = remote_state(known_run(modal, options.run), options.run).launch
-    sys.path.append(os.getcwd())  # As `modal run` does: a model of a person's own lies beside the config.
     os.environ["PIPPIN_IMAGE"] = remote_status.image_settings(launch, options.cuda)
     import modal_deploy  # A sibling: the folder of a script is on the path.
 
@@ -251,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         options.arguments = generation_arguments(options)
     modal = require_modal()
     check_connection()
+    sys.path.append(os.getcwd())  # As `modal run` does: what a config names as a person's own is looked for here.
     with remote_status.explained():
         return COMMANDS[options.command][0](options, modal)
 

@@ -194,6 +194,8 @@ def test_latest_names_no_damaged_checkpoint(volume: FolderVolume, home: Path, th
     manifest(home, 30).with_name("state.json").write_text("{")
     assert pull_run(volume, home, "last", silent) == 20
     assert pointed(home) == ("step_00000020", "")
+    write_run(there, 30, 40, life=0.5)
+    assert pull_run(volume, home, "last", silent) == 40, "the damaged one counts for nothing"
 
 
 def test_what_a_killed_replacement_left_aside_is_in_nobodys_way(volume: FolderVolume, home: Path, there: Path) -> None:
@@ -289,7 +291,7 @@ def test_a_run_that_goes_on_is_one_run(transfer: Transfer, volume: FolderVolume,
     shutil.copytree(target, source)
     with (target / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "train/loss": 99.0}\n{"step": 22, "train/lo')
-    write_run(source, 20, note="evaluated", best=20)
+    write_run(source, 20, note="evaluated")
     assert transfer(volume, home, "last", silent) == 20
     assert tree(target).items() >= tree(source).items()
     with (target / "metrics.jsonl").open("a") as file:

@@ -98,6 +98,7 @@ def test_nothing_is_carried_twice(transfer: Transfer, volume: FolderVolume, home
     carried = volume.sent if transfer is push_run else volume.read
     whole = {name.split("/")[2] for name in carried if "step_" in name and not name.endswith("MANIFEST.json")}
     assert whole == {"step_00000030"}
+    assert transfer is pull_run or "run/metrics.jsonl" not in volume.read, "equal weights say enough"
 
 
 def test_a_run_that_goes_on_elsewhere_comes_home_and_goes_back(volume: FolderVolume, home: Path, there: Path) -> None:
