@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RUNS_VOLUME, DATA_VOLUME = "pippin-runs", "pippin-data"
+CLIENT = "python modal/modal_client.py"
+"""What a person types to look after runs."""
 RUNS_MOUNT, DATA_MOUNT = "/runs", "/data"
 STATE = ".remote"
 """In a run's folder on the volume; never brought home."""

@@ -233,7 +233,8 @@ def missing_run(volume: Any, name: str) -> CheckpointError:
     """What to raise when there is no run of this name: it names those that are spelt much like it."""
     names = list_runs(volume)
     near = difflib.get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"it holds {len(names)} runs"
+    count = f"{len(names) or 'no'} run{'s' * (len(names) != 1)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"it holds {count}"
     return CheckpointError(f"there is no run {name} on the volume; {hint}")
 
 

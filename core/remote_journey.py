@@ -4,6 +4,7 @@ Volumes are modal.Volume or anything with its methods (`core/remote_files.py`). 
 saves there first, unless the run was detached. To change what is refused before a GPU is asked for, edit `send`.
 """
 
+import functools
 import json
 import shlex
 import shutil
@@ -17,11 +18,11 @@ from typing import Any
 from core.checkpoint import checkpoint_step, newest_valid
 from core.config import to_yaml
 from core.initial_weights import initial_folder
-from core.remote import LAUNCH, Order
+from core.remote import CLIENT, LAUNCH, Order
+from core.remote_condition import first_line, judge, stop, trouble
 from core.remote_files import RemoteFolder, RemoteState, remote_state, remove_run, upload_data, upload_weights
 from core.remote_launch import Launch, attempt_seconds, function_timeout, image_key, own_modules
-from core.remote_status import first_line, judge, stop, trouble
-from core.remote_transfer import pull_run, push_run
+from core.remote_transfer import pull_run, push_run, refuse_another_life
 from core.run import refuse_other_config, run_folder
 from utils.cli import warn
 from utils.errors import CheckpointError, ConfigError, UserError
@@ -29,7 +30,6 @@ from utils.errors import CheckpointError, ConfigError, UserError
 Say = Callable[[str], None]
 STOP_SECONDS = 600.0
 POLL_SECONDS = 0.5
-CLIENT = "python modal/modal_client.py"
 
 
 def send(launch: Launch, runs: Any, data: Any, say: Say) -> Order | None:
@@ -112,6 +112,8 @@ def go_on(launch: Launch, runs: Any, state: RemoteState, say: Say) -> int | None
     newest = newest_valid(folder / "checkpoints", warn) if is_here else None
     here = checkpoint_step(newest.name) if newest else None
     if here is None or (state.newest_step or 0) > here:
+        if is_here and state.exists:
+            refuse_another_life(runs, folder, say)
         if state.newest_step is not None:
             elsewhere = "" if here is None else f", at step {here} here"
             say(f"the run is at step {state.newest_step} on Modal{elsewhere}: going on there")
@@ -163,7 +165,8 @@ def follow(call: Any, launch: Launch, runs: Any, order: Order, say: Say) -> int:
             say(f"the run goes on; bring it home with {CLIENT} pull --run {name}")
             return 130
         say("stopping: the run is saved there first (again: leave at once)")
-        stop(call, lambda: remote_state(runs, order.name), patience_seconds=STOP_SECONDS)
+        look = functools.partial(remote_state, runs, order.name)
+        stop(call, look, patience_seconds=STOP_SECONDS, poll_seconds=POLL_SECONDS)
         code, line = 130, "stopped; continue with --resume"
     try:
         bring_home(launch, runs, say)
@@ -212,5 +215,5 @@ def bring_home(launch: Launch, runs: Any, say: Say) -> None:
     if RemoteFolder(runs, launch.config.name).read("config.yaml") is None:
         say("nothing was trained, so there is nothing to bring home")
         return
-    step = pull_run(runs, folder, launch.options.pull, say, force=launch.options.overwrite)
+    step = pull_run(runs, folder, launch.options.pull, say, replace=launch.options.overwrite)
     say(f"{folder} is here" + ("" if step is None else f", at step {step}"))

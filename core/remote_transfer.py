@@ -29,6 +29,7 @@ from core.checkpoint import (
     point_at,
     put_back,
 )
+from core.remote import CLIENT
 from core.remote_checkpoints import (
     CHECKPOINTS,
     INCOMING,
@@ -55,7 +56,6 @@ from utils.yaml_file import Mapping, Place, Scalar, parse_yaml
 
 Which = Literal["last", "best", "all", "none"]
 RUN_FILES = OWN_FILES - {"lock", CHECKPOINTS}
-CLIENT = "python modal/modal_client.py"
 REPLACED = "replaced"
 """In `INCOMING`: what a forced pull takes out of the run."""
 MAX_TRIES = 3

@@ -17,13 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
-from core import remote_status
+from core import remote_condition, remote_status
 from core.progress import show_rows
 from core.remote import RUNS_VOLUME
+from core.remote_condition import Condition
 from core.remote_connection import check_connection, require_modal
 from core.remote_files import RemoteFolder, RemoteState, list_runs, missing_run, remote_state
 from core.remote_launch import PULLS
-from core.remote_status import Condition
 from core.remote_transfer import folder_here, pull_run, push_run
 from utils.cli import Parser, at_least, run_command
 from utils.errors import BackendError, CheckpointError, ConfigError
@@ -88,7 +88,7 @@ def look(modal: Any, volume: Any, name: str) -> tuple[RemoteState, list[Row], Co
     """State, figures and condition of a run."""
     state = remote_state(volume, name)
     rows = remote_status.read_rows(RemoteFolder(volume, name).read("metrics.jsonl"))
-    found = remote_status.judge(modal, state, time.time())
+    found = remote_condition.judge(modal, state, time.time())
     return state, rows, found
 
 
@@ -130,7 +130,7 @@ def logs(options: argparse.Namespace, modal: Any) -> None:
     if not text:
         print("nothing has been printed yet", file=sys.stderr)
     if "app_id" in launch and not found.is_over:
-        every = launch.get("sync_seconds", remote_status.SYNC_SECONDS)
+        every = launch.get("sync_seconds", remote_condition.SYNC_SECONDS)
         print(f"(up to {every:.0f} s old; live: modal app logs {launch['app_id']} --follow)", file=sys.stderr)
     if options.follow:
         remote_status.follow(
@@ -180,7 +180,7 @@ def stop(options: argparse.Namespace, modal: Any) -> None:
     if call_id and not found.is_over:
         print(f"stopping {options.run}; it saves first", flush=True)
         call = modal.FunctionCall.from_id(call_id)
-        remote_status.stop(call, lambda: remote_state(volume, options.run), patience_seconds=options.wait)
+        remote_condition.stop(call, lambda: remote_state(volume, options.run), patience_seconds=options.wait)
         state, _, found = look(modal, volume, options.run)
     elif not found.is_over:
         app = (state.launch or {}).get("app_id")
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     modal = require_modal()
     check_connection()
     sys.path.append(os.getcwd())  # As `modal run` does: what a config names as a person's own is looked for here.
-    with remote_status.explained():
+    with remote_condition.explained():
         return COMMANDS[options.command][0](options, modal)
 
 

@@ -104,7 +104,7 @@ def main(*arguments: str) -> None:
 def launch() -> int:
     """Upload, call, wait, bring home; the exit code."""
     from core import remote_journey
-    from core.remote_status import explained
+    from core.remote_condition import explained
 
     if LAUNCH is None:
         raise UserError("start it by its path: modal run modal/modal_deploy.py --config X.yaml")

@@ -128,7 +128,7 @@ def test_a_volume_that_is_not_there_is_empty(error: type[Exception], tmp_path: P
     assert list_runs(volume) == []
     assert remote_state(volume, "run") == RemoteState(False, None, None, None, [])
     RemoteFolder(volume, "run").remove()
-    with pytest.raises(CheckpointError, match="there is no run x on the volume; it holds 0 runs"):
+    with pytest.raises(CheckpointError, match="there is no run x on the volume; it holds no runs"):
         remove_run(volume, "x")
 
 

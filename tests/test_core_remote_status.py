@@ -11,28 +11,22 @@ import pytest
 from rich.console import Console
 
 from core.remote import Attempt, Outcome, output_file
+from core.remote_condition import Call, ask, condition, current_attempts, explained, judge, stop
 from core.remote_files import RemoteFolder, RemoteState
 from core.remote_status import (
     COLUMNS,
     LEFT_OUT,
-    Call,
-    ask,
     cells,
-    condition,
-    current_attempts,
     describe,
     dollars_used,
-    explained,
     follow,
     image_settings,
-    judge,
     last_lines,
     new_text,
     next_commands,
     read_output,
     read_rows,
     seconds_left,
-    stop,
     table_of,
 )
 from tests.folder_volume import FolderVolume
