@@ -315,3 +315,15 @@ def test_a_terminal_sees_a_bar(cloud: Loopback, home: Home) -> None:
     assert "20/40 [############------------] loss" in finished.output
     assert json.loads((home.run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 40
     assert cloud.containers[0].function.timeout_secs == 60, "the least that leaves time to start"
+
+
+def test_two_lives_of_one_name_are_told_apart_before_a_gpu_is_paid(cloud: Loopback, home: Home) -> None:
+    short = ("training.duration=20 steps", "evaluation.every=null")
+    assert launch(cloud, home, *short, "--pull", "none").code == 0
+    shutil.rmtree(home.run)
+    home.train("training.duration=10 steps", "evaluation.every=null")
+    calls = cloud.count("FunctionMap")
+    finished = launch(cloud, home, "training.duration=30 steps", *short[1:], "--resume")
+    assert finished.code == 2
+    assert "error: " in finished.output
+    assert cloud.count("FunctionMap") == calls
