@@ -129,10 +129,13 @@ def numbered(names: Iterable[str], pattern: re.Pattern[str]) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def read_attempt(text: str) -> Attempt:
-    """From an attempt's file. Keys that a later version wrote are passed over."""
-    row: dict[str, Any] = json.loads(text)
-    return Attempt(**{key: row[key] for key in Attempt._fields if key in row})
+def read_attempt(number: int, content: bytes) -> Attempt:
+    """An attempt's file. Of one that is half written, or another version's, only the number is known."""
+    try:
+        row: dict[str, Any] = json.loads(content)
+        return Attempt(**{key: row[key] for key in Attempt._fields if key in row})
+    except (ValueError, TypeError):
+        return Attempt(number, "", 0.0, 0.0)
 
 
 def write_attempt(attempt: Attempt) -> str:
@@ -142,5 +145,5 @@ def write_attempt(attempt: Attempt) -> str:
 
 def attempts_in(run_folder: Path) -> list[Attempt]:
     """All attempts at the run that lies in a folder of this machine, in order."""
-    names = (path.relative_to(run_folder).as_posix() for path in run_folder.glob(f"{STATE}/*"))
-    return [read_attempt((run_folder / name).read_text("utf-8")) for name in numbered(names, ATTEMPT_FILE).values()]
+    files = numbered((f"{STATE}/{path.name}" for path in run_folder.glob(f"{STATE}/*")), ATTEMPT_FILE)
+    return [read_attempt(number, (run_folder / name).read_bytes()) for number, name in files.items()]

@@ -20,19 +20,16 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from core.remote import (
-    ATTEMPT_FILE,
     DATA_MOUNT,
     RUNS_MOUNT,
-    STATE,
     Attempt,
     Order,
     Outcome,
     attempt_file,
+    attempts_in,
     mounted,
     newest_step,
-    numbered,
     output_file,
-    read_attempt,
     write_attempt,
 )
 from core.remote_child import Child, explain_exit
@@ -78,7 +75,7 @@ class Desk:
         self.order, self.runs = order, runs
         self.folder = mounted(RUNS_MOUNT) / order.name
         runs.reload()
-        self.attempts = [self.read(name) for name in self.noted().values()]
+        self.attempts = attempts_in(self.folder)
 
     @property
     def now(self) -> Attempt:
@@ -89,19 +86,6 @@ class Desk:
     def of_this_launch(self) -> list[Attempt]:
         """The attempts that this order led to."""
         return self.attempts[self.order.attempts_before :]
-
-    def noted(self) -> dict[int, str]:
-        """The files of all attempts that the mount shows, by number, in order."""
-        return numbered((f"{STATE}/{path.name}" for path in self.folder.glob(f"{STATE}/*")), ATTEMPT_FILE)
-
-    def read(self, name: str) -> Attempt:
-        """An attempt's file. Of one that is half written, or another version's, only the number is known."""
-        try:
-            return read_attempt((self.folder / name).read_text("utf-8"))
-        except (ValueError, TypeError, LookupError) as error:
-            warn(f"{name} on the volume cannot be read: {type(error).__name__}: {error}")
-            (number,) = numbered([name], ATTEMPT_FILE)
-            return Attempt(number, "", 0.0, 0.0)
 
     def begin(self) -> None:
         """Add an entry for a new attempt."""
@@ -133,7 +117,7 @@ class Desk:
     def make_way(self) -> None:
         """Look whether another attempt took over: close the entry then, and raise TryAgainError."""
         self.runs.reload()
-        newest = max(self.noted(), default=0)
+        newest = max(attempt.number for attempt in attempts_in(self.folder))
         if newest > self.now.number:
             raise self.give_back("interrupted", f"attempt {newest} took over")
 

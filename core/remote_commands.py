@@ -44,7 +44,7 @@ def run_generation(runs: Volume, name: str, arguments: Sequence[str]) -> int:
 
 def generation_command(run_folder: Path, arguments: Sequence[str]) -> list[str]:
     """What writes the text."""
-    return [sys.executable, "-m", "core.generation", "--run", str(run_folder), *arguments]
+    return [sys.executable, "-m", "core.generation", "--run", run_folder.name, *arguments]
 
 
 def run(command: list[str], folder: Path, deadline: float) -> int:

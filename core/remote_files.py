@@ -198,14 +198,14 @@ def remote_state(volume: Any, name: str) -> RemoteState:
     steps = steps_there(sizes)
     best = checkpoint_step((remote.read(f"checkpoints/{BEST}") or b"").decode().strip())
     launch = remote.read(LAUNCH) if LAUNCH in sizes else None
-    attempts = [remote.read(file) for file in numbered(sizes, ATTEMPT_FILE).values()]
+    attempts = {number: remote.read(file) for number, file in numbered(sizes, ATTEMPT_FILE).items()}
     try:
         return RemoteState(
             exists=bool(sizes),
             newest_step=max(steps, default=None),
             best_step=best if best in steps else None,
             launch=None if launch is None else json.loads(launch),
-            attempts=[read_attempt(text.decode()) for text in attempts if text is not None],
+            attempts=[read_attempt(number, text) for number, text in attempts.items() if text is not None],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -211,7 +211,7 @@ def test_an_attempt_of_which_only_the_number_is_known(mounts: Path, trains: Call
         (folder / attempt_file(number)).write_text(text)
     trains(STARTED + "print()")
     assert attempt(ORDER, MountedVolume(), Cancelled).outcome == "finished"
-    assert read_attempt((folder / attempt_file(11)).read_text()).number == 11
+    assert read_attempt(0, (folder / attempt_file(11)).read_bytes()).number == 11
     assert (folder / output_file(11)).is_file()
 
 

@@ -259,6 +259,8 @@ def test_the_state_of_a_run(volume: FolderVolume) -> None:
         remote.write(attempt_file(attempt.number), write_attempt(attempt).encode())
     assert remote_state(volume, "travels") == RemoteState(True, 20, None, {"call_id": "fc-1"}, attempts)
     remote.write(attempt_file(7), b'{"num')
+    assert remote_state(volume, "travels").attempts[2].number == 7, "half written: what is known of it"
+    remote.write(LAUNCH, b'{"call')
     with pytest.raises(CheckpointError, match="what the volume says about the run travels is unreadable"):
         remote_state(volume, "travels")
 
