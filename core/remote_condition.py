@@ -17,7 +17,7 @@ from core.remote_files import RemoteState
 from utils.errors import BackendError
 from utils.optional import optional
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 2.0
 SYNC_SECONDS = 30.0
 """How often a container is taken to write when the launch does not say."""
 LOST_SECONDS = 600.0

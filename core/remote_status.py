@@ -28,7 +28,7 @@ from utils.gpus import GPUS, PRICES_OF, format_dollars, hourly_price
 from utils.metrics import Row, parse_lines, with_nan
 from utils.units import format_count
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 2.0
 ATTEMPTS_SHOWN = 6
 COLUMNS = ("run", "state", "step", "loss", "GPU", "attempts", "hours", "about", "last sign of life")
 LEFT_OUT = ("attempts", "hours", "GPU", "last sign of life", "about", "loss")

@@ -18,9 +18,11 @@ from core.remote_launch import (
     own_arguments,
     own_modules,
     parse,
+    prepare,
 )
+from tests.remote_runs import Home
 from tests.tiny_run import tiny_config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 
 SCRIPT = str(remote_launch.REPOSITORY / "modal" / "modal_deploy.py")
 
@@ -60,6 +62,8 @@ def test_a_relative_script_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--config", "x.yaml", "--retries", "11"],
         ["--config", "x.yaml", "--cuda", "11"],
         ["--config", "x.yaml", "--pull", "first"],
+        ["--config", "x.yaml", "--memory", "1e9"],
+        ["--config", "x.yaml", "--cpu", "1000"],
         ["--conf", "x.yaml"],
     ],
 )
@@ -105,3 +109,51 @@ def test_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").unlink()
     with pytest.raises(ConfigError, match="'mine', which cannot be imported here"):
         own_modules(own)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--gpu", "A1000"], r"--gpu is 'A1000': Modal has no such GPU \(did you mean 'A100'\?\)"),
+        (["data.sources=[{type: jsonl, path: gone.jsonl}]"], r"gone.jsonl: no such file"),
+        (["distributed.type=data_parallel"], "distributed.type is data_parallel: a run on Modal takes one GPU"),
+        (["model.hidden_size=65536", "model.intermediate_size=262144"], "--gpu A100-80GB: "),
+        (["objective.type=mine:Objective"], "mine"),
+        (["out_dir=corpus.jsonl"], "cannot write to corpus.jsonl/tiny"),
+        (["--resume", "training.batch_size=3"], "training.batch_size"),
+    ],
+)
+def test_mistakes_that_are_told_before_modal_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
+) -> None:
+    home = Home(tmp_path / "home")
+    if "--resume" in arguments:
+        home.train("training.duration=3 steps", "evaluation.every=null")
+    monkeypatch.chdir(home.folder)
+    monkeypatch.setattr(remote_launch, "check_connection", lambda: pytest.fail("Modal was looked for"))
+    with pytest.raises(UserError, match=line):
+        prepare(["--config", "c.yaml", *arguments], detached=False)
+
+
+def test_weights_that_are_not_there_are_told_before_the_corpus_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path / "home")
+    monkeypatch.chdir(home.folder)
+    monkeypatch.setattr(remote_launch, "check_connection", lambda: None)
+    with pytest.raises(UserError, match="init_from: there is no folder runs/nowhere"):
+        prepare(["--config", "c.yaml", "init_from=runs/nowhere"], detached=False)
+    assert not (home.folder / "cache").exists()
+
+
+def test_the_plan_is_printed_and_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, said = Home(tmp_path / "home"), []
+    monkeypatch.chdir(home.folder)
+    monkeypatch.setattr(remote_launch, "check_connection", lambda: None)
+    checked = prepare(["--config", "c.yaml", "--gpu", "t4", "--max-hours", "2"], detached=True, say=said.append)
+    assert (checked.gpu.name, checked.total_steps, checked.detached) == ("T4", 120, True)
+    assert checked.options.memory == 16.0
+    text = "\n".join(said)
+    assert "plan of runs/tiny on Modal" in text
+    assert "at most" in text
+    assert not home.run.exists()

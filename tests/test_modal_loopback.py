@@ -14,7 +14,8 @@ from tests.modal_containers import Container
 from tests.modal_loopback import Loopback, kill, kill_children
 from tests.modal_toys import SLEEPER, write_app
 
-pytestmark = pytest.mark.modal_loopback
+# Slow: what it tests helps the tests of remote runs, which notice most of what would break.
+pytestmark = [pytest.mark.modal_loopback, pytest.mark.slow]
 
 READ_LATER = """
 import sys, modal
@@ -156,7 +157,8 @@ def test_an_interrupted_container_hands_its_call_on_and_nothing_is_counted(tmp_p
         first, second = cloud.containers
         assert (first.returncode, first.attempt, first.retries) == (0, 1, 0)
         assert (second.attempt, second.retries) == (2, 0)
-        assert first.output == "ready\ntold by KeyboardInterrupt\n"
+        # The interrupt may come before the end of a line does.
+        assert "".join(first.output.split()) == "readytoldbyKeyboardInterrupt"
 
 
 def test_an_interrupted_container_that_does_not_end_is_made_to(tmp_path: Path):

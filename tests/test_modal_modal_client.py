@@ -93,6 +93,7 @@ def test_a_detached_run_outlives_its_terminal(cloud: Loopback, home: Home, tmp_p
     assert len(list_checkpoints(home.run / "checkpoints")) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_detached_run_alone(cloud: Loopback, home: Home) -> None:
     knows_the_image(cloud)
     terminal = cloud.start(deploy(home, detach=True), cwd=home.folder)

@@ -12,7 +12,7 @@ from tests.modal_loopback import Loopback
 from tests.modal_mounts import Mount, Volume, scan
 from tests.modal_toys import write_app
 
-pytestmark = pytest.mark.modal_loopback
+pytestmark = [pytest.mark.modal_loopback, pytest.mark.slow]
 
 MAIN = """
     @app.local_entrypoint()
