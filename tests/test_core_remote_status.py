@@ -387,6 +387,6 @@ def test_stopping_waits_until_it_is_saved(states: list[RemoteState], answers: li
 
 
 def test_stopping_gives_up_waiting_and_says_what_to_do() -> None:
-    """Three waits of five seconds: a fourth state would be one too many."""
-    with pytest.raises(BackendError, match="not said within 15 s that it has saved.*modal app stop ap-1"):
-        stopped_by([state_of(RUNNING)] * 4, [], patience=15)
+    """Three waits of two seconds: a fourth state would be one too many."""
+    with pytest.raises(BackendError, match="not said within 6 s that it has saved.*modal app stop ap-1"):
+        stopped_by([state_of(RUNNING)] * 4, [], patience=6)
