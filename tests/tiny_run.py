@@ -105,7 +105,7 @@ def tiny_config(folder: Path, **changes: Any) -> Config:
     return build_section(Config, merge(tiny_values(folder), changes))
 
 
-def quiet_train(config: Config, **flags: bool) -> Result:
+def quiet_train(config: Config, **flags: Any) -> Result:
     """Train without printing the plan."""
     return train(config, say=lambda line: None, **flags)
 
