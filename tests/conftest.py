@@ -2,10 +2,15 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # Workers of one machine share its cores; a thread pool as large as the machine in each of them only makes them wait.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
 
 import core  # noqa: F401
 from tests.compiler import put_header_first
@@ -17,3 +22,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 # A shell's background job ignores Ctrl-C, and every process that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Any]:
+    """The stand-in of Modal's servers, `tests.modal_loopback.Loopback`, for the time of a test."""
+    from tests.modal_loopback import Loopback
+
+    with Loopback(tmp_path) as cloud:
+        yield cloud

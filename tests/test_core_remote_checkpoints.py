@@ -10,14 +10,11 @@ from core.checkpoint import ASIDE
 from core.remote_checkpoints import INCOMING
 from core.remote_transfer import Which, pull_run, push_run, refuse_another_life
 from tests.folder_volume import FolderVolume
+from tests.prepared_data import silent
 from tests.travelling_runs import manifest, pointed, resumed, steps_of, tree, write_run
 from utils.errors import CheckpointError
 
 Transfer = Callable[..., int | None]
-
-
-def silent(line: str) -> None:
-    """News nobody reads."""
 
 
 @pytest.fixture

@@ -12,14 +12,11 @@ from core.checkpoint import put_back
 from core.remote_transfer import Which, folder_here, pull_run, push_run
 from core.run import acquire_lock
 from tests.folder_volume import FolderVolume, Lost
+from tests.prepared_data import silent
 from tests.travelling_runs import pointed, resumed, rows, steps_of, tree, write_run
 from utils.errors import CheckpointError
 
 Transfer = Callable[..., int | None]
-
-
-def silent(line: str) -> None:
-    """News nobody reads."""
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ pytestmark = [
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[Loopback]:
-    with Loopback(tmp_path) as cloud:
-        yield cloud
 
 
 def files(folder: Path) -> dict[str, bytes]:

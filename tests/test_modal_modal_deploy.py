@@ -5,7 +5,6 @@ entrypoint of containers, training on this CPU. A run that went away must be the
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -29,12 +28,6 @@ pytestmark = [
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[Loopback]:
-    with Loopback(tmp_path) as cloud:
-        yield cloud
 
 
 @pytest.fixture(scope="module")
