@@ -120,9 +120,10 @@ class Child:
         One that has not said a word is still loading its modules: it has nothing to save, and would leave a traceback.
         """
         if self.wait(SETTLE_SECONDS) is None and not any(SAVING in line for line in self.last_errors):
-            if not self._has_spoken:
+            if self._has_spoken:
+                self._process.send_signal(signal.SIGINT)
+            else:
                 self.kill()
-            self._process.send_signal(signal.SIGINT)
         code = self.wait(grace_seconds)
         if code is None:
             self.kill()

@@ -133,6 +133,21 @@ def find_secret(name: str) -> Any:
     return secret
 
 
+def make_call(function: Any, runs: Any, launch: Launch, order: Order, app_id: str | None) -> Any:
+    """Call the function with the order; the call, noted on the volume.
+
+    It is noted before too: between the call and its number this program may be killed, and the run be forgotten.
+    """
+    note_call(runs, launch, order, None, app_id)
+    try:
+        call = function.spawn(order._asdict())
+    except Exception:
+        RemoteFolder(runs, order.name).remove(LAUNCH)  # Nobody was called.
+        raise
+    note_call(runs, launch, order, call.object_id, app_id)
+    return call
+
+
 def note_call(runs: Any, launch: Launch, order: Order, call_id: str | None, app_id: str | None) -> None:
     """Leave on the volume who was called, for `modal_client.py` and the next launch; `call_id` None: nobody yet."""
     noted = {

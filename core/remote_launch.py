@@ -31,6 +31,8 @@ PULLS = ("best", "last", "all", "none")
 PYTHON_VERSION, UV_VERSION = "3.12", "0.13.9"
 PACKAGES = ("core", "data", "distributed", "models", "optimizers", "utils")
 """Folders of this project that a container needs."""
+IMPORTING_KEYS = ("type", "mask", "score")
+"""Keys of a config whose value may be an import path; the last two are of `models/attention/mods.py`."""
 LOCK_THERE = "/pippin-lock.txt"
 REPOSITORY = Path(__file__).resolve().parents[1]
 MOST_CORES, MOST_GIB = 128, 2048
@@ -263,25 +265,27 @@ def image_key(cuda: str) -> str:
 
 
 def own_modules(config: Any) -> list[str]:
-    """Modules of a person's own that the config names as `type: module:Class`. Raises ConfigError for one not found."""
+    """Modules of a person's own that the config names, as `type: module:Class` or as a mask or score of attention.
+
+    Raises ConfigError for one that is not found.
+    """
     from core.config import dump
 
-    names = sorted({name.split(":")[0].split(".")[0] for name in types_of(dump(config)) if ":" in name})
+    names = sorted({name.split(":")[0].split(".")[0] for name in import_paths(dump(config)) if ":" in name})
     own = [name for name in names if name not in PACKAGES]
     for name in own:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"the config names a class in '{name}', which cannot be imported here")
+            raise ConfigError(f"the config names something in '{name}', which cannot be imported here")
     return own
 
 
-def types_of(values: Any) -> Iterator[str]:
-    """Every `type` in nested values."""
+def import_paths(values: Any) -> Iterator[str]:
+    """Whatever stands in nested values where `module:name` may."""
     if isinstance(values, dict):
-        if isinstance(values.get("type"), str):
-            yield values["type"]
+        yield from (value for key in IMPORTING_KEYS if isinstance(value := values.get(key), str))
         values = list(values.values())
     for value in values if isinstance(values, list) else ():
-        yield from types_of(value)
+        yield from import_paths(value)
 
 
 def attempt_seconds(timeout_seconds: float) -> float:

@@ -131,8 +131,5 @@ def launch() -> int:
                 max_retries=options.retries, initial_delay=1.0, backoff_coefficient=2.0, max_delay=60.0
             ),
         )
-        # Before the call too: between it and its number this program may be killed, and the run must not be forgotten.
-        remote_journey.note_call(runs, LAUNCH, order, None, app.app_id)
-        call = function.spawn(order._asdict())
-        remote_journey.note_call(runs, LAUNCH, order, call.object_id, app.app_id)
+        call = remote_journey.make_call(function, runs, LAUNCH, order, app.app_id)
         return remote_journey.follow(call, LAUNCH, runs, order, print)

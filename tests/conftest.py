@@ -14,6 +14,7 @@ import pytest
 
 import core  # noqa: F401
 from tests.compiler import put_header_first
+from tests.folder_volume import FolderVolume
 
 # Workers inherit it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -31,3 +32,15 @@ def cloud(tmp_path: Path) -> Iterator[Any]:
 
     with Loopback(tmp_path) as cloud:
         yield cloud
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> FolderVolume:
+    """What behaves like a modal.Volume, in a folder."""
+    return FolderVolume(tmp_path / "volume")
+
+
+@pytest.fixture
+def there(volume: FolderVolume) -> Path:
+    """The folder of a run named `run` on the volume."""
+    return volume.root / "run"

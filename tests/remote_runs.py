@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from core.config import Config, load
 from core.remote import RUNS_VOLUME, Attempt, attempts_in, newest_step
 from core.remote_launch import image_key
@@ -16,6 +18,10 @@ from utils.yaml_file import write_yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEPLOY, CLIENT = REPOSITORY / "modal" / "modal_deploy.py", REPOSITORY / "modal" / "modal_client.py"
 GPU = "A100-80GB"
+NEEDS_THE_STAND_IN = [
+    pytest.mark.modal_loopback,
+    pytest.mark.skipif(sys.platform != "linux", reason="the stand-in's containers need /proc"),
+]
 MODAL = Path(sys.executable).with_name("modal")
 
 

@@ -18,19 +18,8 @@ Transfer = Callable[..., int | None]
 
 
 @pytest.fixture
-def volume(tmp_path: Path) -> FolderVolume:
-    return FolderVolume(tmp_path / "volume")
-
-
-@pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home" / "run"
-
-
-@pytest.fixture
-def there(volume: FolderVolume) -> Path:
-    """The run on the volume."""
-    return volume.root / "run"
 
 
 def lives(case: str, source: Path, target: Path) -> str:

@@ -41,7 +41,6 @@ def test_the_folder_modal_hides_nothing() -> None:
 
 
 def test_a_name_that_is_looked_up_for_ever_does_not_hold_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("modal")
     never = threading.Event()
     monkeypatch.setenv("MODAL_TOKEN_ID", "ak-1")
     monkeypatch.setenv("MODAL_TOKEN_SECRET", "as-1")
@@ -60,7 +59,6 @@ def test_a_name_that_is_looked_up_for_ever_does_not_hold_the_command(monkeypatch
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A token, and no proxy."""
-    pytest.importorskip("modal")
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

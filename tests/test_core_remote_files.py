@@ -33,11 +33,6 @@ from tests.travelling_runs import write_run
 from utils.errors import CheckpointError, DataError
 
 
-@pytest.fixture
-def volume(tmp_path: Path) -> FolderVolume:
-    return FolderVolume(tmp_path / "volume")
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_store(tmp_path_factory.mktemp("store") / "s", [[5, 9, 2], [3, 30], [40]], (3, 9))

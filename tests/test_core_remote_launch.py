@@ -105,7 +105,11 @@ def test_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_modules(own) == ["mine"]
     ours = tiny_config(tmp_path, optimizer={"type": "optimizers.enhanced_optimizers:SGDConfig", "learning_rate": 0.1})
     assert own_modules(ours) == []
+    masks = {"type": "flex", "mods": [{"type": "function", "mask": "mine:every_second"}]}
+    (tmp_path / "mine.py").write_text("def every_second(b, h, q, k):\n    return (q - k) % 2 == 0\n")
     sys.modules.pop("mine")
+    assert own_modules(tiny_config(tmp_path, model={"attention": masks})) == ["mine"]
+    sys.modules.pop("mine", None)
     (tmp_path / "mine.py").unlink()
     with pytest.raises(ConfigError, match="'mine', which cannot be imported here"):
         own_modules(own)

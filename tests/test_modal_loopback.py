@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("modal_proto")
-
-
 from tests.modal_containers import Container
 from tests.modal_loopback import Loopback, kill, kill_children
 from tests.modal_toys import SLEEPER, write_app

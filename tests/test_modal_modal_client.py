@@ -1,7 +1,6 @@
 """`python modal/modal_client.py` against the stand-in: runs looked after from elsewhere, and runs that travel."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,21 @@ import pytest
 from core.checkpoint import list_checkpoints
 from core.remote import newest_step
 from tests.modal_loopback import Loopback, kill_children
-from tests.remote_runs import Home, attempts, client, deploy, knows_the_image, launch, saved, stayed, there
+from tests.remote_runs import (
+    NEEDS_THE_STAND_IN,
+    Home,
+    attempts,
+    client,
+    deploy,
+    knows_the_image,
+    launch,
+    saved,
+    stayed,
+    there,
+)
 from tests.tiny_run import assert_same_run, metric_rows
 
-pytestmark = [
-    pytest.mark.modal_loopback,
-    pytest.mark.skipif(sys.platform != "linux", reason="the stand-in's containers need /proc"),
-]
+pytestmark = NEEDS_THE_STAND_IN
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ entrypoint of containers, training on this CPU. A run that went away must be the
 
 import json
 import shutil
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -16,13 +15,10 @@ from core.config import load
 from core.remote import DATA_VOLUME, newest_step
 from core.run import acquire_lock
 from tests.modal_loopback import Loopback, kill, kill_children
-from tests.remote_runs import GPU, Home, attempts, deploy, launch, saved, stayed, there
+from tests.remote_runs import GPU, NEEDS_THE_STAND_IN, Home, attempts, deploy, launch, saved, stayed, there
 from tests.tiny_run import assert_same_run, losses, metric_rows
 
-pytestmark = [
-    pytest.mark.modal_loopback,
-    pytest.mark.skipif(sys.platform != "linux", reason="the stand-in's containers need /proc"),
-]
+pytestmark = NEEDS_THE_STAND_IN
 
 
 @pytest.fixture

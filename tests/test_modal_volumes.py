@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("modal_proto")
-
 from tests.modal_blocks import BLOCK
 from tests.modal_loopback import Loopback
 from tests.modal_mounts import Mount, Volume, scan
