@@ -154,7 +154,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, tokenizer_folder: Path, k
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         _write_files(temporary, snapshot, tokenizer_folder)
-        final = _publish(temporary, folder / checkpoint_name(snapshot.step))
+        final = publish(temporary, folder / checkpoint_name(snapshot.step))
         point_at(final, is_best=snapshot.is_best)
         prune(folder, keep_last, newest=final.name)
     except Exception as error:
@@ -197,15 +197,14 @@ def _write_files(temporary: Path, snapshot: Snapshot, tokenizer_folder: Path) ->
     sync(temporary)
 
 
-def _publish(temporary: Path, final: Path) -> Path:
-    """Rename into place; a folder of the same step, left by an earlier life of the run, makes room first."""
+def publish(temporary: Path, final: Path) -> Path:
+    """Rename a whole checkpoint into place; one of the same step makes room first, and `put_back` undoes half of it."""
+    aside = final.with_name(ASIDE + final.name)
     if final.exists():
-        aside = final.with_name(ASIDE + final.name)
+        shutil.rmtree(aside, ignore_errors=True)
         os.rename(final, aside)
-        os.rename(temporary, final)
-        shutil.rmtree(aside)
-    else:
-        os.rename(temporary, final)
+    os.rename(temporary, final)
+    shutil.rmtree(aside, ignore_errors=True)
     sync(final.parent)
     return final
 

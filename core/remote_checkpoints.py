@@ -8,7 +8,6 @@ kept are equal and, where none is left that would tell, the losses up to the end
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.checkpoint import (
-    ASIDE,
     MANIFEST,
     TEMPORARY,
     checkpoint_name,
@@ -241,16 +239,6 @@ def fetch_checkpoint(remote: RemoteFolder, name: str, manifest: bytes, folder: P
     if damage:
         raise CheckpointError(f"{name} did not arrive whole: pull again, or take another checkpoint", *damage)
     return True
-
-
-def install_checkpoint(incoming: Path, final: Path) -> None:
-    """Rename a verified checkpoint into place; `put_back` undoes the half of it that a kill leaves."""
-    aside = final.with_name(ASIDE + final.name)
-    delete(aside)
-    if final.exists():
-        os.rename(final, aside)
-    os.rename(incoming, final)
-    delete(aside)
 
 
 def read_if_there(file: Path) -> bytes | None:

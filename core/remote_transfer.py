@@ -27,6 +27,7 @@ from core.checkpoint import (
     list_checkpoints,
     newest_valid,
     point_at,
+    publish,
     put_back,
 )
 from core.remote import CLIENT
@@ -39,7 +40,6 @@ from core.remote_checkpoints import (
     delete,
     differing_config,
     fetch_checkpoint,
-    install_checkpoint,
     parting,
     read_if_there,
     send_checkpoint,
@@ -150,7 +150,7 @@ def _pull(remote: RemoteFolder, run_folder: Path, which: Which, say: Say, force:
     if not is_replaced:
         install_run_files(folder / INCOMING, run_folder)
     for name in arrived:
-        install_checkpoint(folder / INCOMING / name, folder / name)
+        publish(folder / INCOMING / name, folder / name)
     if is_replaced:
         (folder / BEST).unlink(missing_ok=True)  # Of the life that goes; what the volume calls best is set below.
         set_aside(stale, folder / INCOMING)
